@@ -1,0 +1,58 @@
+# make demo and make test do everything on a fresh machine with Python 3.11+ and nothing else.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+APT := DEBIAN_FRONTEND=noninteractive apt-get
+export HF_HUB_OFFLINE ?= 1
+export TRANSFORMERS_VERBOSITY ?= error
+export GRADIO_ANALYTICS_ENABLED ?= False
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo ui test lint format clean
+
+help:  ## list the targets
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+install: $(VENV)/.installed  ## make .venv and install Limn into it
+
+demo: $(VENV)/.installed  ## render the shipped examples into outputs/demo
+	$(BIN)/limn demo
+
+ui: $(VENV)/.installed  ## open the web page on 127.0.0.1
+	$(BIN)/limn ui
+
+test: $(VENV)/.installed $(VENV)/.chromium  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.installed  ## let ruff rewrite what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what can be rebuilt; outputs/ and runs/ stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# Debian ships Python without ensurepip; where we may, we add the missing package.
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Limn needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) -V). Try: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && $(APT) update -qq && $(APT) install -qq -y python3-venv; } \
+		|| { echo "Python's venv module is missing; install it (Debian: apt-get install python3-venv)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt requirements-gpu.txt pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+# The browser test drives a real Chromium: the system's, or Debian's package where we may install it, or Playwright's own.
+$(VENV)/.chromium: | $(VENV)/.installed
+	@command -v chromium || command -v chromium-browser || command -v google-chrome \
+		|| { [ "$$(id -u)" = 0 ] && command -v apt-get && $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium; } \
+		|| $(BIN)/playwright install chromium \
+		|| { echo "no Chromium for the browser test; install one (Debian: apt-get install chromium)"; exit 1; }
+	@touch $@
