@@ -1,0 +1,85 @@
+"""What a run says while it works: a live line on a terminal, plain lines elsewhere, and `log.jsonl` always."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+SMOOTHING = 0.98  # per step; the shown loss averages over some fifty steps
+
+
+class Reporter:
+    """Reports one run. Made by the main process only; a `quiet` one (other processes) says nothing."""
+
+    def __init__(self, out: Path, name: str, start: int, steps: int, quiet: bool = False) -> None:
+        self.path = out / "log.jsonl"
+        self.quiet = quiet
+        self.name, self.start, self.steps = name, start, steps
+        self.began = time.monotonic()
+        self.loss: float | None = None
+        self.last_step, self.last_time = start, self.began
+        self.bar: Progress | None = None
+        if sys.stdout.isatty() and not quiet:
+            columns = (
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+            )
+            self.bar = Progress(*columns, TextColumn("{task.fields[said]}", markup=False), console=Console())
+            self.task = self.bar.add_task(name, total=steps, completed=start, said="")
+
+    def __enter__(self) -> "Reporter":
+        if self.bar:
+            self.bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def step(self, step: int) -> None:
+        """Moves the live line to `step` finished steps."""
+        if self.bar:
+            self.bar.update(self.task, completed=step)
+
+    def record(self, step: int, metrics: dict[str, float], samples: int) -> None:
+        """Logs the means since the last record. `metrics` holds `loss` and `lr`; `samples` were consumed since then."""
+        if self.quiet:
+            return
+        now = time.monotonic()
+        count, seconds = step - self.last_step, max(now - self.last_time, 1e-9)
+        self.last_step, self.last_time = step, now
+        weight = 1 - SMOOTHING**count
+        self.loss = metrics["loss"] if self.loss is None else self.loss + weight * (metrics["loss"] - self.loss)
+        left_s = (self.steps - step) * (now - self.began) / max(1, step - self.start)
+        row = {"step": step, **metrics, "loss_smooth": self.loss, "samples_per_s": samples / seconds, "left_s": left_s}
+        with self.path.open("a") as file:
+            file.write(
+                json.dumps({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}) + "\n"
+            )
+        rest = " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("loss", "lr"))
+        said = f"loss {self.loss:.4f} lr {metrics['lr']:.2e} {samples / seconds:.1f} samples/s {rest}".rstrip()
+        if self.bar:
+            self.bar.update(self.task, completed=step, said=said)
+        else:
+            print(f"{self.name} step {step}/{self.steps} {said} left {_clock(left_s)}", flush=True)
+
+    def say(self, text: str) -> None:
+        """One line that is always seen."""
+        if self.quiet:
+            return
+        if self.bar:
+            self.bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        else:
+            print(text, flush=True)
+
+
+def _clock(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,352 @@
+"""The one training loop: any task, one process or many, stopped and resumed anywhere with the same result.
+
+One process is plain `python`; several are `torchrun --nproc_per_node N`, each of which takes its slice of every batch. The batch is the
+same whatever the processes and micro-batches are, and so are the weights, to rounding.
+"""
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol, runtime_checkable
+
+import accelerate
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_list, send_to_device
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from core.errors import BadModel, BadRequest, Cancelled, LimnError, Mismatch
+from training import checkpoint as checkpoints
+from training.config import TrainConfig
+from training.optimiser import Average, Optimiser, rate
+from training.progress import Reporter
+from training.randomness import Draws, Order, key
+
+
+class Task(Protocol):
+    """What is trained: its modules, its samples, its loss."""
+
+    name: str
+
+    def modules(self) -> dict[str, nn.Module]:
+        """The modules that are saved and averaged, by name; their parameters that require gradients are trained."""
+        ...
+
+    def __len__(self) -> int:
+        """How many samples there are."""
+        ...
+
+    def batch(self, indices: list[int]) -> Any:
+        """Loads these samples, on the CPU and without randomness; may run in a worker process."""
+        ...
+
+    def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
+        """The mean loss over the batch and numbers to log; row i of `draws` belongs to sample i."""
+        ...
+
+    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
+        """Writes the finished weights into `folder`; `ema` holds a full state dict per module."""
+        ...
+
+
+@runtime_checkable
+class WithFrozen(Protocol):
+    """A task that also needs modules it does not train: the trainer places them, in evaluation mode and without gradients."""
+
+    def frozen(self) -> dict[str, nn.Module]:
+        """The frozen modules, by name."""
+        ...
+
+
+@dataclass
+class Run:
+    """A run between two steps, as callbacks see it."""
+
+    step: int
+    task: Task
+    config: TrainConfig
+    average: Average
+    main: bool
+    metrics: dict[str, float] = field(default_factory=dict)
+
+    def weights(self) -> dict[str, dict[str, Tensor]]:
+        """The averaged weights, a full state dict per module, on the CPU."""
+        return self.average.state_dicts(self.task.modules())
+
+
+OnStep = Callable[[Run], None]
+
+
+def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run:
+    """Trains until `config.steps`, going on from the newest whole checkpoint in `config.out`, and exports to `<out>/weights`.
+
+    `on_step` is called in every process after each optimiser step.
+
+    Raises:
+        Cancelled: Ctrl-C or SIGTERM; a checkpoint of the last finished step stands.
+        LimnError: the gradient is no longer finite; the error names the step and the last good checkpoint.
+        BadModel: there are checkpoints and none is whole. Mismatch: they are of another task.
+    """
+    accelerator = Accelerator(
+        cpu=config.device == "cpu",
+        mixed_precision="no",  # autocast is entered below, so that tasks of one process may differ in it
+        kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
+    )
+    return _Trainer(task, config, accelerator).run(on_step)
+
+
+class _Trainer:
+    def __init__(self, task: Task, config: TrainConfig, accelerator: Accelerator) -> None:
+        self.task, self.config, self.accelerator = task, config, accelerator
+        share = config.accumulation * accelerator.num_processes
+        if config.batch_size % share:
+            raise BadRequest(
+                f"batch_size {config.batch_size} does not split over {accelerator.num_processes} processes × {config.accumulation} "
+                f"micro-batches: make it a multiple of {share}"
+            )
+        if not len(task):
+            raise BadRequest(f"task {task.name!r} has no samples to train on")
+        self.micro = config.batch_size // share
+        self.order = Order(len(task), config.seed)
+        self.folder = config.out / "checkpoints"
+        if isinstance(task, WithFrozen):
+            for module in task.frozen().values():
+                module.requires_grad_(False).eval().to(accelerator.device)
+        whole = _Whole(task, torch.bfloat16 if config.precision == "bf16" else None)
+        whole.train().to(accelerator.device)
+        named = {name.removeprefix("parts."): p for name, p in whole.named_parameters() if p.requires_grad}
+        self.parameters = list(named.values())
+        self.model = accelerator.prepare(whole)
+        self.optimiser = Optimiser(named, config)
+        self.average = Average(named, config.ema_decay)
+
+    def run(self, on_step: OnStep | None) -> Run:
+        config, main = self.config, self.accelerator.is_main_process
+        if main:
+            config.out.mkdir(parents=True, exist_ok=True)
+            checkpoints.sweep(self.folder)
+        start, consumed, notes = self._resume()
+        run = Run(start, self.task, config, self.average, main)
+        with Reporter(config.out, self.task.name, start, config.steps, quiet=not main) as reporter, _stop_signals() as stop:
+            for note in notes:
+                reporter.say(f"{self.task.name}: {note}")
+            batches = self._batches(start, consumed)
+            saved, saved_at, logged, norm = start, time.monotonic(), start, None
+            meter: dict[str, Tensor] = {}
+            for step in range(start, config.steps):
+                norm_before, norm = norm, self._gradient(batches, meter)
+                self._check(norm_before, step, saved)
+                self.optimiser.step(step)
+                self.average.update(step)
+                run.step = done = step + 1
+                reporter.step(done)
+                if done % config.log_every == 0 or done == config.steps:
+                    run.metrics = self._means(meter, done - logged) | {"lr": rate(config, step)}
+                    reporter.record(done, run.metrics, (done - logged) * config.batch_size)
+                    meter, logged = {}, done
+                if on_step:
+                    on_step(run)
+                late = time.monotonic() - saved_at > 60 * config.checkpoint_minutes
+                stopping, late = self._agree(stop.is_set(), late)
+                if stopping or late or done % config.checkpoint_every == 0 or done == config.steps:
+                    self._check(norm, done, saved)
+                    self._save(done, consumed + (done - start) * config.batch_size)
+                    saved, saved_at = done, time.monotonic()
+                if stopping and done < config.steps:
+                    raise Cancelled(f"{self.task.name}: stopped after step {done} of {config.steps}; the same command goes on from there")
+            if main:
+                with checkpoints.publishing(config.out / "weights") as aside:
+                    self.task.export(aside, run.weights())
+            self.accelerator.wait_for_everyone()
+        return run
+
+    def _gradient(self, batches: Iterator[tuple[range, Any]], meter: dict[str, Tensor]) -> Tensor:
+        """Accumulates one step's mean gradient, clips it, and returns its norm before clipping."""
+        config, device = self.config, self.accelerator.device
+        for micro in range(config.accumulation):
+            counters, batch = next(batches)
+            # for modules that draw from torch's own generator, such as nn.Dropout
+            torch.manual_seed(key(config.seed, "torch", counters[0]))
+            last = micro == config.accumulation - 1
+            with nullcontext() if last else self.accelerator.no_sync(self.model):
+                loss, metrics = self.model(send_to_device(batch, device, non_blocking=True), Draws(config.seed, counters, device))
+                self.accelerator.backward(loss / config.accumulation)
+            for name, value in {"loss": loss, **metrics}.items():
+                value = torch.as_tensor(value, dtype=torch.float32, device=device).detach() / config.accumulation
+                meter[name] = meter[name] + value if name in meter else value
+        return nn.utils.clip_grad_norm_(self.parameters, config.clip)
+
+    def _check(self, norm: Tensor | None, step: int, saved: int) -> None:
+        """Stops at a gradient of step `step` that is not finite. Called late, so that an accelerator need not wait for its answer."""
+        if norm is not None and not math.isfinite(float(norm)):
+            good = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint was made yet"
+            raise LimnError(
+                f"{self.task.name}: the gradient's norm is {float(norm)} at step {step}; {good}: lower learning_rate "
+                f"(now {self.config.learning_rate:g}), or look at the samples of that step"
+            )
+
+    def _batches(self, start: int, consumed: int) -> Iterator[tuple[range, Any]]:
+        """This process's micro-batches from step `start` on, each with the counters of its samples."""
+        config, processes, rank = self.config, self.accelerator.num_processes, self.accelerator.process_index
+
+        def plan() -> Iterator[range]:
+            for first in range(consumed, consumed + (config.steps - start) * config.batch_size, self.micro * processes):
+                yield range(first + rank * self.micro, first + (rank + 1) * self.micro)
+
+        loader: DataLoader[Any] = DataLoader(
+            _Samples(self.task, self.order),
+            sampler=plan(),
+            batch_size=None,
+            collate_fn=_unchanged,
+            num_workers=config.workers,
+            pin_memory=self.accelerator.device.type == "cuda",
+            generator=torch.Generator(),
+        )
+        return zip(plan(), loader, strict=True)
+
+    def _means(self, meter: dict[str, Tensor], steps: int) -> dict[str, float]:
+        """The metrics' means over the steps since the last record, and over processes."""
+        values = torch.stack(list(meter.values())) / steps
+        values = self.accelerator.reduce(values, "mean")
+        return dict(zip(meter, values.tolist(), strict=True))
+
+    def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
+        """What any process wants, all do: a signal and a clock do not reach them at the same step."""
+        if self.accelerator.num_processes == 1:
+            return stop, late
+        wishes = torch.tensor([float(stop), float(late)], device=self.accelerator.device)
+        stopping, saving = self.accelerator.reduce(wishes, "sum").tolist()
+        return stopping > 0, saving > 0
+
+    def _save(self, step: int, consumed: int) -> None:
+        if self.accelerator.is_main_process:
+            model = {
+                f"{part}.{name}": tensor for part, module in self.task.modules().items() for name, tensor in module.state_dict().items()
+            }
+            state = {
+                "task": self.task.name,
+                "samples": len(self.task),
+                "consumed": consumed,
+                "config": self.config.model_dump(mode="json"),
+                "versions": {"torch": torch.__version__, "accelerate": accelerate.__version__},
+            }
+            made = checkpoints.Checkpoint(step, model, self.average.tensors, self.optimiser.state(), state)
+            checkpoints.save(self.folder, made, self.config.keep)
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> tuple[int, int, list[str]]:
+        """Loads the newest whole checkpoint: its step, the samples consumed, and what there is to say. The main process chooses it."""
+        chosen, notes = 0, list[str]()
+        if self.accelerator.is_main_process:
+            chosen, notes = _newest_whole(self.folder, self.config)
+        if self.accelerator.num_processes > 1:
+            (chosen,) = broadcast_object_list([chosen])
+        if not chosen:
+            return 0, 0, notes
+        loaded = checkpoints.load(self.folder, chosen)
+        if loaded.state["task"] != self.task.name:
+            raise Mismatch(f"{self.folder} holds checkpoints of task {loaded.state['task']!r}, not {self.task.name!r}: use another `out`")
+        for part, module in self.task.modules().items():
+            mine = {name.removeprefix(f"{part}."): tensor for name, tensor in loaded.model.items() if name.startswith(f"{part}.")}
+            try:
+                module.load_state_dict(mine)
+            except RuntimeError as error:
+                first = str(error).splitlines()[1:2] or [str(error)]
+                raise Mismatch(
+                    f"the checkpoint of step {chosen} does not fit module {part!r} ({first[0].strip()[:200]}): use another `out`"
+                ) from None
+        self.average.load(loaded.average)
+        self.optimiser.load(loaded.optimiser)
+        notes.append(f"going on from step {chosen} of {self.config.steps}")
+        was, now = (
+            loaded.state["config"] | {"samples": loaded.state["samples"]},
+            self.config.model_dump(mode="json") | {"samples": len(self.task)},
+        )
+        notes += [f"{name} was {was.get(name)}, is now {now[name]}" for name in now if name in EXACT and was.get(name) != now[name]]
+        return chosen, int(loaded.state["consumed"]), notes
+
+
+# a change of these, and of nothing else, makes a resumed run differ from an uninterrupted one
+EXACT = TrainConfig.model_fields.keys() - {
+    "out",
+    "workers",
+    "device",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "keep",
+    "resume",
+    "log_every",
+} | {"samples"}
+
+
+def _newest_whole(folder: Path, config: TrainConfig) -> tuple[int, list[str]]:
+    """The step of the newest checkpoint that is whole, 0 where there is none to use, and a line for each one that is damaged."""
+    found = checkpoints.steps(folder)
+    if config.resume == "never" and found:
+        raise BadRequest(f"{folder} already holds a checkpoint of step {found[-1]} and resume is never: use another `out` or resume=auto")
+    if config.resume == "must" and not found:
+        raise BadRequest(f"{folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
+    notes: list[str] = []
+    for step in reversed(found):
+        try:
+            checkpoints.load(folder, step)
+        except BadModel as error:
+            notes.append(f"WARNING: {error}; moved to {checkpoints.set_aside(folder, step).name}, using the one before")
+        else:
+            return step, notes
+    if found:
+        raise BadModel(f"{folder}: none of {len(found)} checkpoints is whole ({notes[0]}): start anew with another `out`")
+    return 0, notes
+
+
+class _Whole(nn.Module):
+    """All modules of a task as one, whose forward is the task's loss: what is wrapped for several processes."""
+
+    def __init__(self, task: Task, autocast: torch.dtype | None) -> None:
+        super().__init__()
+        self.parts = nn.ModuleDict(task.modules())
+        self.task, self.autocast = task, autocast
+
+    def forward(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
+        with torch.autocast(draws.device.type, self.autocast) if self.autocast else nullcontext():
+            return self.task.loss(batch, draws)
+
+
+class _Samples(Dataset[Any]):
+    """A task's samples by counters."""
+
+    def __init__(self, task: Task, order: Order) -> None:
+        self.task, self.order = task, order
+
+    def __getitem__(self, counters: Any) -> Any:
+        return self.task.batch(self.order.indices(counters))
+
+
+def _unchanged(batch: Any) -> Any:
+    return batch
+
+
+@contextmanager
+def _stop_signals() -> Iterator[threading.Event]:
+    """An event that Ctrl-C and SIGTERM set, so that the step in work is finished and saved first. Only the main thread can hear them."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.set()
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
