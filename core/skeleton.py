@@ -170,11 +170,11 @@ def detect_joints(map_HWC: Image) -> Joints:
 
 
 def _discs(map_HWC: Image, joint: int) -> list[NDArray[np.float64]]:
-    """Centres of the full-brightness discs of one joint's colour, largest first; specks of resampling are dropped."""
+    """Centres of the full-brightness discs of one joint's colour, largest first, at most 32; specks of resampling are dropped."""
     mask = (np.abs(map_HWC.astype(np.int16) - np.array(COLOURS[joint], np.int16)).max(axis=-1) <= 40).astype(np.uint8)
     _, _, stats, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
-    order = [int(i) for i in np.argsort(-areas, kind="stable") if areas[i] >= 0.2 * areas.max()]
+    order = [int(i) for i in np.argsort(-areas, kind="stable")[:32] if areas[i] >= 0.2 * areas.max()]
     return [np.asarray(centres[1 + i], np.float64) + 0.5 for i in order]
 
 
@@ -209,10 +209,10 @@ def pck(wanted_xy: Joints, got_xy: Joints, fraction: float = 0.1) -> float:
     return float((distance <= fraction * height).mean())  # NaN compares as wrong
 
 
-def joints_from_openpose(text: str | bytes, width: int, height: int) -> Joints:
-    """People from OpenPose's JSON, scaled to `width` × `height`: (P, 18, 2).
+def joints_from_openpose(text: str | bytes, width: int, height: int) -> tuple[Joints, tuple[float, float]]:
+    """People from OpenPose's JSON, and the canvas they stand on: (P, 18, 2) in its pixels, and its (width, height).
 
-    Accepts OpenPose's own files (`people[].pose_keypoints_2d`, COCO-18 or BODY_25) and the web editors' (a list of them, with
+    `width` and `height` are the canvas where the file does not say. Accepts OpenPose's own files (`people[].pose_keypoints_2d`, COCO-18 or BODY_25) and the web editors' (a list of them, with
     `canvas_width` and `canvas_height`, coordinates in pixels or 0 to 1). Confidence 0 means unseen.
 
     Raises:
@@ -222,17 +222,19 @@ def joints_from_openpose(text: str | bytes, width: int, height: int) -> Joints:
         root: Any = json.loads(text)
         root = root[0] if isinstance(root, list) else root
         rows = [np.array(person["pose_keypoints_2d"], np.float64).reshape(-1, 3) for person in root["people"]]
-        canvas = np.array([float(root.get("canvas_width", width)), float(root.get("canvas_height", height))])
+        canvas = (float(root.get("canvas_width", width)), float(root.get("canvas_height", height)))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
         raise BadRequest(
             f"not an OpenPose file ({type(error).__name__}): expected people[].pose_keypoints_2d as x, y, confidence"
         ) from None
     people_xy = np.full((len(rows), len(JOINTS), 2), np.nan)
+    if not all(1 <= side <= 1e5 for side in canvas):
+        raise BadRequest(f"an OpenPose canvas of {canvas[0]:g} × {canvas[1]:g}: sides of 1 to 100000 are accepted")
     for person, row in enumerate(rows):
         if len(row) not in (18, 25):
             raise BadRequest(f"a pose with {len(row)} joints: OpenPose's COCO (18) and BODY_25 (25) are known")
         row = row[list(BODY_25)] if len(row) == 25 else row
         seen = (row[:, 2] > 0) & np.isfinite(row).all(axis=1)
-        unit = canvas if not seen.any() or row[seen, :2].max() > 1 else np.ones(2)
-        people_xy[person, seen] = row[seen, :2] / unit * [width, height]
-    return people_xy
+        fractions = seen.any() and row[seen, :2].max() <= 1
+        people_xy[person, seen] = row[seen, :2] * (canvas if fractions else (1, 1))
+    return people_xy, canvas

@@ -102,18 +102,31 @@ def openpose(row: Joints, **canvas: int) -> str:
 def test_openpose_files_in_pixels_fractions_and_body_25() -> None:
     people = standing()
     people[0, 17] = np.nan
-    np.testing.assert_allclose(joints_from_openpose(openpose(people[0], canvas_width=128, canvas_height=128), 256, 128), people * [2, 1])
-    np.testing.assert_allclose(joints_from_openpose(openpose(people[0] / 128), 128, 128), people)
+    found, canvas = joints_from_openpose(openpose(people[0], canvas_width=200, canvas_height=150), 256, 128)
+    np.testing.assert_allclose(found, people)
+    assert canvas == (200, 150)
+    found, canvas = joints_from_openpose(openpose(people[0] / 128, canvas_width=256, canvas_height=512), 64, 64)
+    np.testing.assert_allclose(found, people * [2, 4])
     body_25 = np.full((25, 2), np.nan)
     body_25[list(BODY_25)] = people[0]
     body_25[8] = (64, 70)  # the middle of the hips, which COCO has not
-    np.testing.assert_allclose(joints_from_openpose(openpose(body_25), 128, 128), people)
-    assert joints_from_openpose(f"[{openpose(people[0])}]", 128, 128).shape == (1, 18, 2)
+    found, canvas = joints_from_openpose(openpose(body_25), 128, 96)
+    np.testing.assert_allclose(found, people)
+    assert canvas == (128, 96)
+    assert joints_from_openpose(f"[{openpose(people[0])}]", 128, 128)[0].shape == (1, 18, 2)
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "{}", "null", '{"people": [{"pose_keypoints_2d": [1, 2]}]}', '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}'],
+    [
+        '{"people": [], "canvas_width": -1}',
+        "",
+        "[]",
+        "{}",
+        "null",
+        '{"people": [{"pose_keypoints_2d": [1, 2]}]}',
+        '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}',
+    ],
 )
 def test_other_files_are_refused(text: str) -> None:
     with pytest.raises(BadRequest):
