@@ -32,9 +32,9 @@ SMALLEST_ALPHA_CUMPROD = 2.0**-24
 
 @dataclass(frozen=True, eq=False)
 class Path:
-    """α and σ over the training timesteps.
+    """α and σ over the training timesteps: `first` … `first` + T − 1, which is 0 … T−1, and 1 … T on the flow path.
 
-    alphas_T, sigmas_T: float64 on the CPU, at the integer timesteps 0 … T−1.
+    alphas_T, sigmas_T: float64 on the CPU, one entry per timestep.
     """
 
     kind: PathKind
@@ -55,8 +55,8 @@ class Path:
 
     @staticmethod
     def flow(length: int = 1000) -> "Path":
-        """The straight path between picture and noise. Source: Liu et al., Flow Straight and Fast, 2022; a network is told t = 1000·σ."""
-        sigmas_T = torch.arange(length, dtype=torch.float64) / length
+        """The straight path between picture and noise. Source: Liu et al., Flow Straight and Fast, 2022."""
+        sigmas_T = torch.arange(1, length + 1, dtype=torch.float64) / length
         return Path("flow", 1.0 - sigmas_T, sigmas_T)
 
     @staticmethod
@@ -71,6 +71,11 @@ class Path:
     def __len__(self) -> int:
         return len(self.alphas_T)
 
+    @property
+    def first(self) -> int:
+        """The timestep of the least noise."""
+        return 1 if self.kind == "flow" else 0
+
     @overload
     def alpha_sigma(self, t: float) -> tuple[float, float]: ...
     @overload
@@ -78,10 +83,10 @@ class Path:
     def alpha_sigma(self, t: Scalar) -> tuple[Scalar, Scalar]:
         """α and σ at timestep t: floats for a float, float32 tensors on t's device for a tensor.
 
-        t: 0 … T−1, or 0 … T on the flow path; between two entries of a table σ/α is interpolated linearly.
+        At a whole timestep the table's own entry; between two entries the noise level is interpolated linearly.
         """
         if isinstance(t, Tensor) and not t.is_floating_point():
-            index = t.to(torch.int64)
+            index = t.to(torch.int64) - self.first
             return self.alphas_T.float().to(t.device)[index], self.sigmas_T.float().to(t.device)[index]
         if isinstance(t, Tensor):
             alpha, sigma = self._between(t.detach().to("cpu", torch.float64))
@@ -90,30 +95,28 @@ class Path:
         return float(alpha), float(sigma)
 
     def _between(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        if self.kind == "flow":
-            return 1.0 - t / len(self), t / len(self)
+        if self.kind == "flow":  # the formula is the table
+            return self.from_level(t / len(self))
         low = t.floor().clamp(0, len(self) - 1).to(torch.int64)
         high = (low + 1).clamp(max=len(self) - 1)
-        exact = t == low
-        ratio_T = self.ratios()
-        ratio = ratio_T[low] + (t - low) * (ratio_T[high] - ratio_T[low])
-        alpha, sigma = self.from_ratio(ratio)
-        return torch.where(exact, self.alphas_T[low], alpha), torch.where(exact, self.sigmas_T[low], sigma)
+        level_T = self.levels()
+        alpha, sigma = self.from_level(level_T[low] + (t - low) * (level_T[high] - level_T[low]))
+        whole = t == low
+        return torch.where(whole, self.alphas_T[low], alpha), torch.where(whole, self.sigmas_T[low], sigma)
 
-    def ratios(self) -> Tensor:
-        """σ/α at every timestep (T,), finite: the noise level of k-diffusion."""
-        floor = math.sqrt(SMALLEST_ALPHA_CUMPROD)
-        clipped = self.alphas_T < floor
-        alphas_T = torch.where(clipped, floor, self.alphas_T)
-        sigmas_T = torch.where(clipped, math.sqrt(1.0 - SMALLEST_ALPHA_CUMPROD), self.sigmas_T) if self.kind == "vp" else self.sigmas_T
-        return sigmas_T / alphas_T
+    def levels(self) -> Tensor:
+        """The noise level (T,) that rises along the path and is finite everywhere: σ/α, as in k-diffusion; σ on the flow path."""
+        if self.kind != "vp":
+            return self.sigmas_T
+        alphas_cumprod_T = (self.alphas_T**2).clamp(min=SMALLEST_ALPHA_CUMPROD)
+        return ((1.0 - alphas_cumprod_T) / alphas_cumprod_T).sqrt()
 
-    def from_ratio(self, ratio: Tensor) -> tuple[Tensor, Tensor]:
-        """α and σ on this path where σ/α = ratio."""
-        if self.kind == "ve":
-            return torch.ones_like(ratio), ratio
-        alpha = 1.0 / (1.0 + ratio) if self.kind == "flow" else 1.0 / (1.0 + ratio**2).sqrt()
-        return alpha, ratio * alpha
+    def from_level(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """α and σ on this path at a noise level."""
+        if self.kind == "flow":
+            return 1.0 - level, level
+        alpha = torch.ones_like(level) if self.kind == "ve" else 1.0 / (1.0 + level**2).sqrt()
+        return alpha, level * alpha
 
 
 @dataclass(frozen=True)

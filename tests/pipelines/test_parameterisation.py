@@ -70,7 +70,7 @@ def test_the_table_is_diffusers_table(config: dict[str, Any]) -> None:
     torch.testing.assert_close(alphas_cumprod(config), theirs, rtol=0, atol=1e-6 if "rescale_betas_zero_snr" in config else 0)
 
 
-def test_vp_keeps_variance_and_interpolates_the_ratio() -> None:
+def test_vp_keeps_variance_and_interpolates_the_level() -> None:
     path = PATHS["vp"]
     alpha, sigma = path.alpha_sigma(torch.arange(1000))
     torch.testing.assert_close(alpha**2 + sigma**2, torch.ones(1000))
@@ -84,7 +84,7 @@ def test_vp_keeps_variance_and_interpolates_the_ratio() -> None:
 def test_a_table_that_ends_in_pure_noise_stays_finite() -> None:
     path = Path.from_scheduler_config(SCHEDULER_CONFIGS[-1])
     assert path.alpha_sigma(999.0) == (0.0, 1.0)
-    assert path.ratios()[-1] == pytest.approx(4096.0, rel=1e-6)
+    assert path.levels()[-1] == pytest.approx(4096.0, rel=1e-6)
     x, out = pair()
     denoised = Parameterisation("v").denoised(x, out, 0.0, 1.0)
     torch.testing.assert_close(denoised, -out)
@@ -94,6 +94,7 @@ def test_a_table_that_ends_in_pure_noise_stays_finite() -> None:
 def test_flow_is_told_a_thousand_sigma() -> None:
     assert PATHS["flow"].alpha_sigma(250.0) == (0.75, 0.25)
     assert PATHS["flow"].alpha_sigma(1000.0) == (0.0, 1.0)
+    assert [float(value) for value in PATHS["flow"].alpha_sigma(torch.tensor(1000))] == [0.0, 1.0]
 
 
 def test_unknown_names_are_refused() -> None:
