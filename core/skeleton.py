@@ -212,8 +212,9 @@ def pck(wanted_xy: Joints, got_xy: Joints, fraction: float = 0.1) -> float:
 def joints_from_openpose(text: str | bytes, width: int, height: int) -> tuple[Joints, tuple[float, float]]:
     """People from OpenPose's JSON, and the canvas they stand on: (P, 18, 2) in its pixels, and its (width, height).
 
-    `width` and `height` are the canvas where the file does not say. Accepts OpenPose's own files (`people[].pose_keypoints_2d`, COCO-18 or BODY_25) and the web editors' (a list of them, with
-    `canvas_width` and `canvas_height`, coordinates in pixels or 0 to 1). Confidence 0 means unseen.
+    `width` and `height` are the canvas where the file does not say. Accepts OpenPose's own files (`people[].pose_keypoints_2d`, COCO-18 or
+    BODY_25) and the web editors' (a list of them, with `canvas_width` and `canvas_height`, coordinates in pixels or 0 to 1). Confidence 0
+    means unseen.
 
     Raises:
         BadRequest: not such a file, or a number of values that is neither 18 × 3 nor 25 × 3.

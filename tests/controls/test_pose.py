@@ -1,0 +1,91 @@
+"""Pose fidelity against joints that are known."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from controls import estimators, pose
+from controls.pose import compare, compare_maps, extract, looks_finished, read_file
+from core.errors import BadRequest
+from core.skeleton import LIMB_JOINTS, Joints, draw_pose
+
+
+def standing(scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Joints:
+    body = [(64, 24), (64, 38), (50, 38), (42, 54), (36, 68), (78, 38), (88, 52), (98, 64), (56, 70), (50, 92), (48, 116)]
+    body += [(72, 70), (78, 92), (82, 116), (60, 18), (68, 18), (53, 22), (75, 22)]
+    return np.array(body, float)[None] * scale + shift
+
+
+def value(wanted: Joints, got: Joints, size_px: int = 256) -> float | None:
+    score = compare_maps(draw_pose(wanted, size_px, size_px), draw_pose(got, size_px, size_px))
+    return None if score is None else score.value
+
+
+def test_maps_are_compared_joint_by_joint() -> None:
+    wanted = standing(2)
+    assert value(wanted, wanted) == 1.0
+    moved = wanted.copy()
+    moved[0, LIMB_JOINTS[1]] -= (40, 0)  # a wrist, by a fifth of the height
+    assert value(wanted, moved) == pytest.approx(0.9)
+    assert value(wanted, wanted + 60) == 0.0
+    assert value(wanted, np.zeros((0, 18, 2))) == 0.0
+
+
+def test_every_wanted_person_needs_one_of_their_own() -> None:
+    two = np.concatenate([standing(1, (0, 0)), standing(1, (110, 60))])
+    assert value(two, two[::-1]) == 1.0
+    assert value(two, two[:1]) == pytest.approx(0.5)
+
+
+def test_nothing_to_measure_is_no_score() -> None:
+    face = standing()
+    face[0, 2:14] = np.nan
+    assert value(face, standing()) is None
+    assert value(np.zeros((0, 18, 2)), standing()) is None
+
+
+@pytest.fixture
+def install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[estimators.Estimate], None]:
+    monkeypatch.setattr(estimators, "ROOT", tmp_path)
+    monkeypatch.setattr(estimators, "LOADERS", {})
+
+    def put(estimate: estimators.Estimate) -> None:
+        (tmp_path / "estimator-pose").mkdir()
+        estimators.LOADERS["pose"] = lambda folder: estimate
+
+    return put
+
+
+@pytest.mark.usefixtures("install")
+def test_without_an_estimator() -> None:
+    picture = np.zeros((128, 128, 3), np.uint8)
+    assert compare(draw_pose(standing(), 128, 128), picture) is None
+    with pytest.raises(BadRequest, match="no pose estimator is installed"):
+        extract(picture, pose.Params())
+
+
+def test_with_an_estimator(install: Callable[[estimators.Estimate], None]) -> None:
+    install(lambda image_HWC: standing())
+    picture = np.full((128, 128, 3), 90, np.uint8)
+    np.testing.assert_array_equal(extract(picture, pose.Params()), draw_pose(standing(), 128, 128))
+    score = compare(draw_pose(standing(), 128, 128), picture)
+    assert score is not None
+    assert score.value == 1.0
+
+
+def test_openpose_files_are_placed_like_pictures_of_their_canvas() -> None:
+    flat = np.concatenate([standing()[0], np.ones((18, 1))], axis=1).ravel().tolist()
+    data = json.dumps({"people": [{"pose_keypoints_2d": flat}], "canvas_width": 128, "canvas_height": 128}).encode()
+    np.testing.assert_array_equal(read_file(data, 256, 256, "crop"), draw_pose(standing(2), 256, 256))
+    np.testing.assert_array_equal(read_file(data, 128, 64, "just"), draw_pose(standing() * [1, 0.5], 128, 64))
+    np.testing.assert_array_equal(read_file(data, 256, 128, "fill"), draw_pose(standing(1, (64, 0)), 256, 128))
+
+
+def test_a_drawn_pose_is_noticed_and_a_picture_is_not() -> None:
+    assert looks_finished(draw_pose(standing(), 128, 128))
+    assert not looks_finished(np.zeros((64, 64, 3), np.uint8))
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    assert not looks_finished(noise)

@@ -1,0 +1,122 @@
+"""From files to maps at generation size: exactness against direct calls, masks, digests, warnings and refusals."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+
+from controls import canny
+from controls.prepare import Prepared, load_map
+from core.control import Image
+from core.errors import BadImage, BadRequest
+from core.images import encode_png, sha256_pixels
+from core.request import ControlUnit
+from core.skeleton import draw_pose
+
+
+def picture(width: int = 256, height: int = 192) -> Image:
+    canvas = np.full((height, width, 3), (60, 90, 60), np.uint8)
+    cv2.circle(canvas, (width // 2, height // 2), height // 4, (220, 40, 40), -1)
+    return canvas
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Any:
+    def save(image_HWC: Image, name: str = "picture.png") -> Path:
+        (tmp_path / name).write_bytes(encode_png(image_HWC))
+        return tmp_path / name
+
+    return save
+
+
+def load(path: Path, kind: str = "canny", width: int = 128, height: int = 96, **fields: Any) -> Prepared:
+    return load_map(ControlUnit(kind=kind, image=path, **fields), width, height)
+
+
+def test_a_picture_is_resized_and_then_extracted(save: Any) -> None:
+    prepared = load(save(picture()), params={"low": 40, "high": 90})
+    direct = cv2.Canny(cv2.resize(picture(), (128, 96), interpolation=cv2.INTER_AREA), 40, 90)
+    np.testing.assert_array_equal(prepared.map_HWC, direct[..., None].repeat(3, axis=2))
+    assert prepared.mask_HW is None
+    assert prepared.warnings == ()
+
+
+def test_a_finished_map_of_the_right_size_is_passed_on_untouched(save: Any) -> None:
+    wanted = canny.extract(picture(), canny.Params())
+    np.testing.assert_array_equal(load(save(wanted), width=256, height=192, ready=True).map_HWC, wanted)
+    depth = np.random.default_rng(0).integers(0, 256, (192, 256, 3), np.uint8)
+    np.testing.assert_array_equal(load(save(depth), "depth", 256, 192, ready=True).map_HWC, depth)
+
+
+@pytest.mark.parametrize("size_px", [64, 256])
+def test_finished_edges_stay_black_and_white_at_any_size(save: Any, size_px: int) -> None:
+    small = load(save(canny.extract(picture(), canny.Params())), width=size_px, height=size_px, ready=True).map_HWC
+    assert set(np.unique(small)) == {0, 255}
+
+
+def test_fill_adds_no_edges_where_the_picture_ends(save: Any) -> None:
+    filled = load(save(picture()), width=128, height=128, resize="fill").map_HWC
+    assert filled.shape == (128, 128, 3)
+    assert not filled[:17].any()
+    assert not filled[111:].any()
+    assert filled[17:111].any()
+
+
+def test_digests_name_the_file_and_the_map(save: Any) -> None:
+    path = save(picture())
+    prepared = load(path, mask=save(picture(), "mask.png"))
+    assert prepared.source_sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert prepared.mask_sha256 == prepared.source_sha256  # equal bytes
+    assert prepared.map_sha256 == sha256_pixels(prepared.map_HWC)
+    assert load(path, width=64).map_sha256 != prepared.map_sha256
+
+
+@pytest.mark.parametrize("resize", ["just", "crop", "fill"])
+def test_a_mask_stays_on_its_map(save: Any, resize: str) -> None:
+    edges = np.zeros((200, 300, 3), np.uint8)
+    edges[60:140, 110:190] = 255  # a block, so that its centre survives every way of resampling
+    prepared = load(save(edges), "depth", 128, 128, ready=True, mask=save(edges, "mask.png"), resize=resize)
+    assert prepared.mask_HW is not None
+    assert prepared.mask_HW.shape == (128, 128)
+    np.testing.assert_array_equal(prepared.mask_HW, prepared.map_HWC[..., 0])
+
+
+def test_an_openpose_file_is_drawn_at_the_size_asked_for(tmp_path: Path) -> None:
+    joints = np.array([[64 + 3 * i, 20 + 5 * i, 1] for i in range(18)], float)
+    path = tmp_path / "pose.json"
+    path.write_text(json.dumps({"people": [{"pose_keypoints_2d": joints.ravel().tolist()}], "canvas_width": 128, "canvas_height": 128}))
+    xy = joints[None, :, :2]
+    np.testing.assert_array_equal(load(path, "pose", 256, 256, ready=True).map_HWC, draw_pose(xy * 2, 256, 256))
+
+
+def test_warnings(save: Any) -> None:
+    edges = save(canny.extract(picture(), canny.Params()), "edges.png")
+    assert "edges.png looks like a finished canny map: add 'ready'" in load(edges).warnings[0]
+    assert load(edges, ready=True).warnings == ()
+    blank = save(np.full((64, 64, 3), 128, np.uint8), "blank.png")
+    assert "canny map of blank.png is empty (all black)" in load(blank).warnings[0]
+
+
+def test_refusals(save: Any, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=r"unknown control 'cany': did you mean 'canny'\?"):
+        load(save(picture()), "cany")
+    with pytest.raises(BadRequest, match="low 250 is above high 200"):
+        load(save(picture()), params={"low": 250})
+    with pytest.raises(BadRequest, match="no depth estimator"):
+        load(save(picture()), "depth")
+    with pytest.raises(BadImage, match=r"absent\.png"):
+        load(tmp_path / "absent.png")
+    with pytest.raises(BadImage, match=r"absent\.json"):
+        load(tmp_path / "absent.json", "pose")
+    (tmp_path / "text.png").write_text("not a picture")
+    with pytest.raises(BadImage, match=r"text\.png"):
+        load(tmp_path / "text.png")
+    with pytest.raises(BadImage, match=r"text\.png"):
+        load(save(picture()), mask=tmp_path / "text.png")
+    (tmp_path / "text.json").write_text("[")
+    with pytest.raises(BadRequest, match="not an OpenPose file"):
+        load(tmp_path / "text.json", "pose")
