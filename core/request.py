@@ -73,7 +73,8 @@ class RenderRequest(Frozen):
 
     def sha256(self) -> str:
         """SHA-256 of the canonical JSON, in hex."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()
+        # A file's name may hold bytes that are not UTF-8; Python shows them as lone surrogates.
+        return hashlib.sha256(self.canonical_json().encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def build_request(values: dict[str, Any]) -> RenderRequest:

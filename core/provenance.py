@@ -1,0 +1,160 @@
+"""The record inside every picture: all that is needed to make it again, and to see how well it obeys its controls.
+
+A PNG carries two texts: `limn`, our record as JSON, which `read_record` reads back; and `parameters`, the summary that
+AUTOMATIC1111's web UI writes and that galleries and other tools show.
+"""
+
+import functools
+import hashlib
+import importlib.metadata
+import json
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import Field, StringConstraints, ValidationError, model_validator
+
+from core.control import Score
+from core.errors import BadRequest
+from core.files import output_name, publish
+from core.images import Image, encode_png, read_png_text
+from core.infotext import infotext
+from core.request import Frozen, RenderRequest, explain
+
+SCHEMA_VERSION: Final = 1
+_LIBRARIES = ("limn", "torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless")
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+@functools.cache
+def library_versions() -> dict[str, str]:
+    """The installed versions of Limn and of every library that decides what the pixels are; nothing is imported."""
+    found = {}
+    for name in _LIBRARIES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+class WeightFile(Frozen):
+    """One file of weights that took part."""
+
+    part: str = Field(description="'base', or 'control 0', 'control 1', … by the control's place in the request")
+    file: str = Field(description="path inside the model's folder, or the file's name")
+    sha256: Sha256
+
+
+class Fidelity(Frozen):
+    """How well the picture obeys one control; see `core.control.Score`."""
+
+    value: float = Field(ge=0.0, le=1.0)
+    metric: str
+    raw: float
+    unit: str
+
+    @classmethod
+    def of(cls, score: Score) -> "Fidelity":
+        return cls(value=score.value, metric=score.metric, raw=score.raw, unit=score.unit)
+
+
+class ControlRecord(Frozen):
+    """What one control of the request came to."""
+
+    source_sha256: Sha256 = Field(description="the control image's file")
+    map_sha256: Sha256 = Field(description="the finished map at the picture's size, as `core.images.sha256_pixels`")
+    mask_sha256: Sha256 | None = Field(None, description="the region mask's file")
+    params: dict[str, Any] = Field(default_factory=dict, description="the extractor's settings, defaults filled in; empty for a ready map")
+    fidelity: Fidelity | None = Field(None, description="None where it was not measured")
+
+
+class Record(Frozen):
+    """One picture's origin."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    request: RenderRequest
+    index: int = Field(ge=0, description="which of the request's pictures")
+    seed: int = Field(ge=0, description="this picture's own: the request's + index")
+    weights: tuple[WeightFile, ...] = Field(min_length=1)
+    controls: tuple[ControlRecord, ...] = Field((), description="one for each of the request's controls, in its order")
+    device: str = Field("cpu", description="what it was computed on")
+    dtype: str = Field("float32", description="the numbers it was computed with")
+    versions: dict[str, str] = Field(default_factory=library_versions, description="of Limn and the libraries that decide pixels")
+    notes: tuple[str, ...] = Field((), description="warnings, and what was done to fit into memory")
+
+    @model_validator(mode="after")
+    def _agrees_with_request(self) -> "Record":
+        if self.seed != self.request.seed + self.index or self.index >= self.request.count:
+            raise ValueError(f"seed {self.seed} is not that of picture {self.index} of {self.request.count} from {self.request.seed}")
+        if len(self.controls) != len(self.request.controls):
+            raise ValueError(f"{len(self.controls)} control records for {len(self.request.controls)} controls")
+        return self
+
+    def canonical_json(self) -> str:
+        """The record as ASCII JSON with sorted keys and no spaces: equal records give equal text."""
+        return _canonical(self.model_dump(mode="json"))
+
+    def key(self) -> str:
+        """SHA-256, in hex, of what decides the picture apart from its seed: settings, weights, and the controls' content.
+
+        Where the control images lay and how many pictures were asked for at once does not matter.
+        """
+        settings = self.request.model_dump(mode="json", exclude={"seed": True, "count": True, "controls": {"__all__": {"image", "mask"}}})
+        content = [[control.source_sha256, control.mask_sha256] for control in self.controls]
+        weights = sorted([weight.part, weight.sha256] for weight in self.weights)
+        return hashlib.sha256(_canonical([settings, content, weights]).encode()).hexdigest()
+
+    def file_name(self) -> str:
+        """The picture's file name: equal for equal pictures, and without any text of the user's."""
+        return output_name(self.key(), self.seed)
+
+    def infotext(self) -> str:
+        """The summary that other tools read; see `core.infotext`."""
+        hashes = {}
+        for weight in self.weights:
+            network = any(name in weight.file for name in ("unet", "transformer"))
+            if network or weight.part not in hashes:
+                hashes[weight.part] = weight.sha256
+        params = [control.params for control in self.controls]
+        return infotext(self.request, self.seed, hashes, params, self.versions.get("limn", ""))
+
+
+def write_picture(path: Path, image_HWC: Image, record: Record) -> None:
+    """Publish the picture as PNG with its record inside, in one rename.
+
+    Raises:
+        DiskFull, BadRequest: as `core.files.publish`.
+    """
+    publish(path, encode_png(image_HWC, {"parameters": record.infotext(), "limn": record.canonical_json()}))
+
+
+def read_record(path: Path) -> Record:
+    """The record inside a picture that Limn made.
+
+    Raises:
+        BadImage: no such file, not a PNG, or damaged.
+        BadRequest: a picture without a record, or with one that this version cannot read.
+    """
+    text = read_png_text(path).get("limn")
+    if text is None:
+        raise BadRequest(
+            f"{str(path)!r} holds no Limn record: it was not made by Limn, or another program saved it again without the record"
+        )
+    try:
+        values = json.loads(text)
+        version = values["schema_version"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise BadRequest(f"the Limn record in {str(path)!r} is damaged: use an undamaged copy of the picture") from None
+    if version != SCHEMA_VERSION:
+        raise BadRequest(
+            f"the Limn record in {str(path)!r} has schema {version!r}, this Limn reads {SCHEMA_VERSION}: use the Limn that made it"
+        )
+    try:
+        return Record.model_validate(values)
+    except ValidationError as error:
+        raise BadRequest(f"the Limn record in {str(path)!r} is not valid: {explain(error)}") from None
+
+
+def _canonical(values: Any) -> str:
+    return json.dumps(values, sort_keys=True, separators=(",", ":"), allow_nan=False)
