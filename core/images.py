@@ -195,16 +195,27 @@ def _orientation(image: PIL.Image.Image) -> int:
 
 def _to_srgb(image: PIL.Image.Image, profile_bytes: bytes | None) -> PIL.Image.Image:
     """The picture's colours as RGB in sRGB, without its alpha."""
+    rgb = image.convert("RGBA").convert("RGB") if image.has_transparency_data else image.convert("RGB")
+    if not profile_bytes:
+        return rgb
     try:
-        if profile_bytes:
-            profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
-            mode = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK"}.get(profile.profile.xcolor_space.strip())
-            # A grey picture may carry an RGB profile; otherwise the profile must be for the picture's own kind of colour.
-            fits = {"RGB": image.mode != "CMYK", "L": image.mode in ("1", "L", "LA"), "CMYK": image.mode == "CMYK"}
-            if mode and fits[mode]:
-                converted = ImageCms.profileToProfile(image.convert(mode), profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-                if converted is not None:
-                    return converted
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+        match profile.profile.xcolor_space.strip(), image.mode:
+            case "RGB", mode if mode != "CMYK":
+                return _converted(rgb, profile)
+            case "CMYK", "CMYK":
+                return _converted(image, profile)
+            case "GRAY", "1" | "L" | "LA":
+                # littlecms optimises a grey curve coarsely; exact on its 256 values is also faster.
+                ramp = PIL.Image.frombytes("L", (256, 1), bytes(range(256)))
+                table_VC = np.asarray(_converted(ramp, profile, ImageCms.Flags.NOOPTIMIZE))[0]
+                return rgb.point(table_VC.T.ravel().tolist())
     except (OSError, ImageCms.PyCMSError):
         pass
-    return image.convert("RGB")
+    return rgb
+
+
+def _converted(image: PIL.Image.Image, profile: ImageCms.ImageCmsProfile, flags: ImageCms.Flags = ImageCms.Flags.NONE) -> PIL.Image.Image:
+    converted = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB", flags=flags)
+    assert converted is not None  # only a conversion in place returns nothing
+    return converted
