@@ -1,33 +1,40 @@
-"""A tiny real task for tests of the loop: two modules that fit a random teacher, with noise, dropout and a metric. Also runs as a script."""
+"""A tiny real task for tests of the loop: two modules that fit a random teacher, with noise and dropout. Also runs as a script."""
 
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from core.errors import LimnError
 from training.config import TrainConfig
 from training.randomness import Draws
 from training.trainer import train
 
 
 class ToyTask:
-    """Learns y = teacher(x) from noised x. `die_at` ends the process without warning when that sample counter is met."""
+    """Learns y = teacher(x) from noised x.
+
+    `die_at` ends the process without warning when that sample counter is met; `nan_at` spoils the loss there.
+    """
 
     name = "toy"
 
-    def __init__(self, samples: int = 10, die_at: int | None = None, nan_at: int | None = None) -> None:
+    def __init__(self, samples: int = 10, *, dropout: float = 0.1, die_at: int | None = None, nan_at: int | None = None) -> None:
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(samples, 3, generator=generator)
         self.y = torch.tanh(self.x @ torch.randn(3, 2, generator=generator))
-        torch.manual_seed(2)
-        self.encoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(0.1))
-        self.head = nn.Linear(8, 2)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(2)
+            self.encoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout))
+            self.head = nn.Linear(8, 2)
         self.die_at, self.nan_at = die_at, nan_at
+        self.pause_s = 0.0
 
     def modules(self) -> dict[str, nn.Module]:
         return {"encoder": self.encoder, "head": self.head}
@@ -41,6 +48,7 @@ class ToyTask:
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
         if self.die_at in draws.counters:
             os._exit(9)
+        time.sleep(self.pause_s)
         noised = batch["x"] + 0.1 * draws.normal((3,))
         keep = (draws.uniform() > 0.2).float()[:, None]
         loss = (self.head(self.encoder(noised * keep)) - batch["y"]).square().mean()
@@ -54,13 +62,21 @@ class ToyTask:
         )
 
 
+def weights(out: Path) -> dict[str, Tensor]:
+    """What a finished run exported."""
+    return load_file(out / "weights" / "toy.safetensors")
+
+
 def main(arguments: list[str]) -> None:
-    """`python toytask.py '<TrainConfig as JSON>' [dropout off]`."""
+    """`python toytask.py '<JSON>'`: settings of TrainConfig, and `task` with settings of ToyTask, `pause_s` with its slowness."""
     values = json.loads(arguments[0])
-    task = ToyTask(die_at=values.pop("die_at", None))
-    if values.pop("no_dropout", False):
-        task.encoder[2] = nn.Identity()
-    train(task, TrainConfig(device="cpu", **values))
+    task = ToyTask(**values.pop("task", {}))
+    task.pause_s = values.pop("pause_s", 0.0)
+    try:
+        train(task, TrainConfig(**values))
+    except LimnError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

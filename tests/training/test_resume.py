@@ -1,0 +1,172 @@
+"""A run that was cut anywhere and resumed equals the uninterrupted one, bit by bit."""
+
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.errors import BadModel, BadRequest, Mismatch
+from tests.training.conftest import Start
+from tests.training.toytask import ToyTask, weights
+from training import checkpoint as checkpoints
+from training.config import TrainConfig
+from training.trainer import Run, train
+
+# 10 samples in batches of 4 and micro-batches of 2: epochs end inside a batch, at counters 10, 20, 30 and 40 of 48
+SETTINGS: dict[str, Any] = {
+    "steps": 12, "batch_size": 4, "accumulation": 2, "learning_rate": 0.01, "warmup": 3, "schedule": "cosine",
+    "ema_decay": 0.9, "checkpoint_every": 2, "device": "cpu", "seed": 5,
+}  # fmt: skip
+
+
+class PowerCut(Exception):
+    pass
+
+
+class CutTask(ToyTask):
+    """Stops dead when it meets the sample counter `cut`: with micro-batches of 2, an even step's worth of gradient is lost."""
+
+    cut = -1
+
+    def loss(self, batch: Any, draws: Any) -> tuple[Tensor, dict[str, float | Tensor]]:
+        if self.cut in draws.counters:
+            raise PowerCut
+        return super().loss(batch, draws)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Tensor]:
+    out = tmp_path_factory.mktemp("whole")
+    train(ToyTask(), TrainConfig(out=out, **SETTINGS))
+    return weights(out)
+
+
+def assert_equal(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
+    assert found.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize("cut", [1, 3, 9, 10, 14, 20, 25, 30, 39, 47])
+def test_a_cut_run_goes_on_exactly(tmp_path: Path, cut: int, uninterrupted: dict[str, Tensor]) -> None:
+    task = CutTask()
+    task.cut = cut
+    with pytest.raises(PowerCut):
+        train(task, TrainConfig(out=tmp_path, **SETTINGS))
+    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+def test_worker_processes_change_nothing(tmp_path: Path, uninterrupted: dict[str, Tensor]) -> None:
+    train(ToyTask(), TrainConfig(out=tmp_path, workers=1, **SETTINGS))
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+def test_a_process_that_dies_without_warning_goes_on_exactly(tmp_path: Path, start_toy: Start, uninterrupted: dict[str, Tensor]) -> None:
+    process = start_toy(tmp_path, **SETTINGS, task={"die_at": 26})
+    _, said = process.communicate()
+    assert process.returncode == 9, said
+    assert checkpoints.steps(tmp_path / "checkpoints") == [4, 6]
+    assert not (tmp_path / "weights").exists()
+    train(ToyTask(), TrainConfig(out=tmp_path, resume="must", **SETTINGS))
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_finishes_the_step_and_saves_it(
+    tmp_path: Path, start_toy: Start, number: signal.Signals, uninterrupted: dict[str, Tensor]
+) -> None:
+    settings = SETTINGS | {"checkpoint_every": 1000, "log_every": 1}
+    process = start_toy(tmp_path, **settings, pause_s=0.1)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 3/12" in line:
+            break
+    time.sleep(0.15)  # into the second micro-batch of step 4
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert len(said.strip().splitlines()) == 1
+    assert "goes on from there" in said
+    (saved,) = checkpoints.steps(tmp_path / "checkpoints")
+    assert 3 < saved < 12
+    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(
+    tmp_path: Path, uninterrupted: dict[str, Tensor], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train_cut(tmp_path, 34)
+    folder = tmp_path / "checkpoints"
+    file = folder / "step-00000008" / "optimiser.safetensors"
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    said = capsys.readouterr().out
+    assert "WARNING" in said
+    assert "step-00000008/optimiser.safetensors" in said
+    assert "going on from step 6" in said
+    assert (folder / "damaged-step-00000008").is_dir()
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+def train_cut(out: Path, cut: int) -> None:
+    task = CutTask()
+    task.cut = cut
+    with pytest.raises(PowerCut):
+        train(task, TrainConfig(out=out, **SETTINGS))
+
+
+def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> None:
+    train_cut(tmp_path, 34)
+    for step in (6, 8):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "manifest.json").unlink()
+    with pytest.raises(BadModel, match="none of 2 checkpoints is whole"):
+        train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+
+
+def test_resume_must_needs_a_checkpoint_and_never_refuses_one(tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="holds no checkpoint"):
+        train(ToyTask(), TrainConfig(out=tmp_path, resume="must", **SETTINGS))
+    train_cut(tmp_path, 34)
+    with pytest.raises(BadRequest, match="already holds a checkpoint of step 8"):
+        train(ToyTask(), TrainConfig(out=tmp_path, resume="never", **SETTINGS))
+
+
+def test_a_checkpoint_of_another_task_or_shape_is_refused(tmp_path: Path) -> None:
+    train_cut(tmp_path, 34)
+    other = ToyTask()
+    other.name = "other"
+    with pytest.raises(Mismatch, match="'toy', not 'other'"):
+        train(other, TrainConfig(out=tmp_path, **SETTINGS))
+    wider = ToyTask()
+    wider.head = torch.nn.Linear(8, 3)
+    with pytest.raises(Mismatch, match="module 'head'"):
+        train(wider, TrainConfig(out=tmp_path, **SETTINGS))
+
+
+def test_changed_settings_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train_cut(tmp_path, 34)
+    capsys.readouterr()
+    train(ToyTask(), TrainConfig(out=tmp_path, **(SETTINGS | {"learning_rate": 0.005, "batch_size": 2})))
+    said = capsys.readouterr().out
+    assert "learning_rate was 0.01, is now 0.005" in said
+    assert "batch_size was 4, is now 2" in said
+
+
+def test_the_clock_makes_checkpoints_too(tmp_path: Path) -> None:
+    found: list[list[int]] = []
+
+    def look(run: Run) -> None:
+        found.append(checkpoints.steps(tmp_path / "checkpoints"))
+
+    settings = SETTINGS | {"steps": 4, "warmup": 0, "checkpoint_every": 1000, "checkpoint_minutes": 1e-9, "keep": 3}
+    train(ToyTask(), TrainConfig(out=tmp_path, **settings), look)
+    assert found == [[], [1], [1, 2], [1, 2, 3]]
+    assert checkpoints.steps(tmp_path / "checkpoints") == [2, 3, 4]
