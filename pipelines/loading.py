@@ -1,0 +1,130 @@
+"""Reading checkpoints: diffusers folders with safetensors weights, complete and undamaged, or a `BadModel` that says why not."""
+
+import json
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadModel
+from pipelines.family import Place
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+_SHOWN_KEYS = 3
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """A JSON file of a checkpoint.
+
+    Raises:
+        BadModel: it is missing, or not a JSON object.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except OSError:
+        raise BadModel(f"model file {str(path)!r} is missing: give a complete diffusers folder") from None
+    except ValueError:
+        raise BadModel(f"model file {str(path)!r} is damaged (not JSON): fetch the model again") from None
+    if not isinstance(values, dict):
+        raise BadModel(f"model file {str(path)!r} is damaged (not a JSON object): fetch the model again")
+    return values
+
+
+def refuse_pickle(path: Path) -> None:
+    """
+    Raises:
+        BadModel: the file's ending is that of a pickle, which runs code when it is read.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise BadModel(f"{str(path)!r} is a pickle file, and reading one can run any code: {_conversion()}")
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that a part of a checkpoint is loaded from, each checked from its header to its last byte's place.
+
+    Raises:
+        BadModel: there is none, or one is cut short or damaged.
+    """
+    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+        index = folder / f"{name}.index.json"
+        if (folder / name).is_file():
+            files = [folder / name]
+        elif index.is_file():
+            files = sorted({folder / str(shard) for shard in read_config(index).get("weight_map", {}).values()})
+        else:
+            continue
+        for file in files:
+            check_safetensors(file)
+        return files
+    pickles = sorted(file.name for file in folder.glob("*") if file.suffix.lower() in PICKLES)
+    if pickles:
+        raise BadModel(f"{str(folder)!r} has weights only as {pickles[0]}, a pickle, and reading one can run any code: {_conversion()}")
+    raise BadModel(f"no weights in {str(folder)!r}: expected diffusion_pytorch_model.safetensors or model.safetensors there")
+
+
+def check_safetensors(file: Path) -> None:
+    """Whether a file is as long as its own header says, without reading its tensors.
+
+    Raises:
+        BadModel: it is missing, is not safetensors, or is cut short.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, "pt"):
+            pass
+    except OSError:
+        raise BadModel(f"weights {str(file)!r} are missing or cannot be read: fetch the model again") from None
+    except (SafetensorError, ValueError, struct.error) as error:
+        raise BadModel(f"weights {str(file)!r} are damaged or cut short ({error}): fetch the file again") from None
+
+
+def load_part(part: Any, folder: Path, place: Place) -> Any:
+    """A network of a checkpoint: `part` is its class in diffusers or transformers, `folder` holds config.json and weights.
+
+    Returned in evaluation mode, without gradients, on its place; weights in fewer bits than `place.dtype` are cast up.
+
+    Raises:
+        BadModel: a file is missing or damaged, or tensors are missing or of another shape.
+    """
+    from safetensors import SafetensorError
+
+    read_config(folder / "config.json")
+    files = weight_files(folder)
+    options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
+    dtype_key = "torch_dtype" if part.__module__.startswith("diffusers") else "dtype"
+    with quiet():
+        try:
+            network, info = part.from_pretrained(folder, **options, **{dtype_key: place.dtype})
+        except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BadModel(f"weights {str(files[0])!r} do not fit their config.json ({reason}): fetch the model again") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:_SHOWN_KEYS])
+        more = f" and {len(missing) - _SHOWN_KEYS} more" if len(missing) > _SHOWN_KEYS else ""
+        raise BadModel(f"weights {str(files[0])!r} lack {len(missing)} tensors ({shown}{more}): fetch the model again")
+    return network.eval().requires_grad_(False).to(place.device)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and no remarks of the model libraries: what matters is raised."""
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
+    before = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity(diffusers.utils.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        diffusers.utils.logging.set_verbosity(before[0])
+        transformers.utils.logging.set_verbosity(before[1])
+        transformers.utils.logging.enable_progress_bar()
+
+
+def _conversion() -> str:
+    return "use the model's safetensors version, or convert it (huggingface.co/spaces/safetensors/convert)"
