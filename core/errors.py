@@ -67,12 +67,20 @@ class Cancelled(LimnError):
     exit_code = 130
 
 
+def shortened(value: object, limit: int = 60) -> str:
+    """A value as Python writes it, on one line, cut to about `limit` characters: messages quote what users give."""
+    if isinstance(value, str) and len(value) > limit:
+        return f"{value[:limit]!r}…"
+    text = repr(value)
+    return text if len(text) <= limit + 2 or isinstance(value, str) else f"{text[:limit]}…"
+
+
 def unknown_name(what: str, name: str, known: Iterable[str]) -> BadRequest:
     """An error for a name that is not in a registry, naming the nearest known one.
 
     `what` is the kind of thing ("control", "sampler"); `known` the names that would be accepted.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    near = difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    return BadRequest(f"unknown {what} {name!r}: {hint}known are {', '.join(names)}")
+    return BadRequest(f"unknown {what} {shortened(name)}: {hint}known are {', '.join(names)}")

@@ -5,9 +5,9 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from core.errors import BadRequest
+from core.errors import BadRequest, shortened, unknown_name
 
 Mode = Literal["balanced", "prompt", "control", "guess"]
 Resize = Literal["just", "crop", "fill"]
@@ -20,6 +20,18 @@ class Frozen(BaseModel):
     """Base of every request model: immutable, unknown keys refused, NaN refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_mistakes(cls, values: Any) -> Any:
+        """Name the nearest key for an unknown one; refuse true and false where pydantic would read 1 and 0."""
+        for key, value in values.items() if isinstance(values, dict) else ():
+            field = cls.model_fields.get(key)
+            if field is None:
+                raise ValueError(str(unknown_name("key", str(key), cls.model_fields)))
+            if isinstance(value, bool) and field.annotation in (int, float):
+                raise ValueError(f"{key} = {value!r}: expected a number, not true or false")
+        return values
 
 
 class ControlUnit(Frozen):
@@ -60,13 +72,6 @@ class RenderRequest(Frozen):
     count: int = Field(1, ge=1, le=1000, description="pictures")
     controls: tuple[ControlUnit, ...] = Field((), max_length=MAX_CONTROLS, description="control units, all active at once")
 
-    @field_validator("width", "height", "steps", "seed", "count", mode="before")
-    @classmethod
-    def _no_booleans(cls, value: Any) -> Any:
-        if isinstance(value, bool):
-            raise ValueError("expected a whole number, not true or false")
-        return value
-
     def canonical_json(self) -> str:
         """The request as JSON with sorted keys and no spaces: equal requests give equal text."""
         return json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
@@ -90,13 +95,16 @@ def build_request(values: dict[str, Any]) -> RenderRequest:
 
 
 def explain(error: ValidationError) -> str:
-    """A pydantic error as one line: `width = 100: input should be a multiple of 8; …`."""
+    """A pydantic error as one line: `width = 100: input should be a multiple of 8, for example 96; …`."""
     parts = []
     for item in error.errors(include_url=False):
         where = ".".join(str(step) for step in item["loc"])
         message = item["msg"].removeprefix("Value error, ")
         message = message[0].lower() + message[1:]
         value = item.get("input")
-        shown = f" = {value!r}" if isinstance(value, (int, float, str, bool)) else ""
-        parts.append(f"{where}{shown[:80]}: {message}" if where else message)
+        if item["type"] == "multiple_of":
+            step = item["ctx"]["multiple_of"]
+            message += f", for example {max(round(item['input'] / step), 1) * step}"
+        shown = f" = {shortened(value)}" if isinstance(value, (int, float, str, bool)) else ""
+        parts.append(f"{where}{shown}: {message}" if where else message)
     return "; ".join(parts)
