@@ -10,13 +10,10 @@
 Nothing in a checkpoint is a pickle.
 """
 
-import errno
 import hashlib
 import json
-import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +22,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from core.errors import BadModel, DiskFull
+from core.errors import BadModel
+from core.files import publish_folder
 
 MANIFEST = "manifest.json"
 PREFIX = "step-"
@@ -48,13 +46,16 @@ def save(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     Raises:
         DiskFull: nothing was published and the older checkpoints are as they were.
     """
-    final = folder / f"{PREFIX}{checkpoint.step:08d}"
-    with publishing(final) as aside:
+
+    def write(aside: Path) -> None:
         for name in ("model", "average", "optimiser"):
             save_file(_apart(getattr(checkpoint, name)), aside / f"{name}.safetensors")
         (aside / "state.json").write_text(json.dumps({**checkpoint.state, "step": checkpoint.step}, indent=1))
-        files = {path.name: {"sha256": sha256(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
+        files = {path.name: {"sha256": _sha256(path), "bytes": path.stat().st_size} for path in sorted(aside.iterdir())}
         (aside / MANIFEST).write_text(json.dumps({"files": files}, indent=1))
+
+    final = folder / f"{PREFIX}{checkpoint.step:08d}"
+    publish_folder(final, write)
     for old in steps(folder)[:-keep]:
         shutil.rmtree(folder / f"{PREFIX}{old:08d}")
     return final
@@ -70,7 +71,7 @@ def load(folder: Path, step: int) -> Checkpoint:
     try:
         manifest = json.loads((home / MANIFEST).read_text())["files"]
         for name, wanted in manifest.items():
-            found = sha256(home / name)
+            found = _sha256(home / name)
             if found != wanted["sha256"]:
                 raise BadModel(
                     f"{home / name}: SHA-256 is {found[:12]}…, the manifest says {str(wanted['sha256'])[:12]}…: the file is damaged"
@@ -98,49 +99,24 @@ def set_aside(folder: Path, step: int) -> Path:
     return damaged
 
 
-def sweep(folder: Path) -> None:
-    """Removes what a killed writer left half-written. Only for the one process that writes here."""
-    for leftover in [*folder.glob(".*.writing"), *folder.glob(".*.replaced")]:
-        shutil.rmtree(leftover)
-
-
-@contextmanager
-def publishing(final: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `final` in one rename when the block ends well, and vanishes when it does not.
-
-    An older `final` is replaced. Every file and the parent folder are synced to disk.
+def publish_again(final: Path, write: Callable[[Path], None]) -> None:
+    """Publishes a folder that may stand there already: the new one is whole on the disk before the old one gives way.
 
     Raises:
-        DiskFull: the disk had no room.
+        DiskFull: the older folder is as it was.
     """
-    final.parent.mkdir(parents=True, exist_ok=True)
-    aside = final.parent / f".{final.name}.writing"
-    replaced = final.parent / f".{final.name}.replaced"
-    shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir()
-        yield aside
-        for path in sorted(aside.rglob("*"), reverse=True):
-            _sync(path)
-        _sync(aside)
-        if final.exists():
-            shutil.rmtree(replaced, ignore_errors=True)
-            final.rename(replaced)
-        aside.rename(final)
-        _sync(final.parent)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG) or "os error 28" in str(error)
-        if full:
-            room = shutil.disk_usage(final.parent).free / 2**20
-            raise DiskFull(f"{final}: no room to write it, {room:.0f} MiB are free: make room and start again, nothing was lost") from None
-        raise
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-    shutil.rmtree(replaced, ignore_errors=True)
+    new, old = final.with_name(f"{final.name}.new"), final.with_name(f"{final.name}.old")
+    for leftover in (new, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    publish_folder(new, write)
+    if final.exists():
+        final.rename(old)
+    new.rename(final)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hex."""
+def _sha256(path: Path) -> str:
+    """Read anew each time: core.files.sha256_file trusts a file whose time of change is the same."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -155,11 +131,3 @@ def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         out[name] = tensor.clone() if storage in seen else tensor
         seen.add(storage)
     return out
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from core.errors import BadModel, BadRequest, Cancelled, LimnError, Mismatch
+from core.files import sweep_temps
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
 from training.optimiser import Average, Optimiser, rate
@@ -131,7 +132,8 @@ class _Trainer:
         config, main = self.config, self.accelerator.is_main_process
         if main:
             config.out.mkdir(parents=True, exist_ok=True)
-            checkpoints.sweep(self.folder)
+            sweep_temps(self.folder)
+            sweep_temps(config.out)
         start, consumed, notes = self._resume()
         run = Run(start, self.task, config, self.average, main)
         with Reporter(config.out, self.task.name, start, config.steps, quiet=not main) as reporter, _stop_signals() as stop:
@@ -162,8 +164,7 @@ class _Trainer:
                 if stopping and done < config.steps:
                     raise Cancelled(f"{self.task.name}: stopped after step {done} of {config.steps}; the same command goes on from there")
             if main:
-                with checkpoints.publishing(config.out / "weights") as aside:
-                    self.task.export(aside, run.weights())
+                checkpoints.publish_again(config.out / "weights", lambda folder: self.task.export(folder, run.weights()))
             self.accelerator.wait_for_everyone()
         return run
 
