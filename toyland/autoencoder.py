@@ -58,7 +58,7 @@ class AutoencoderTask:
     dataset: Path
     shrink: int = 1
     decoder_only: bool = False
-    kl_weight: float = 2e-4
+    kl_weight: float = 5e-4
     name: str = "autoencoder"
 
     def __post_init__(self) -> None:

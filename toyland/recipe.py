@@ -37,7 +37,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             "precision": "bf16",
         },
         autoencoder={
-            "steps": 4000,
+            "steps": 1600,
             "batch_size": 16,
             "learning_rate": 1.5e-3,
             "warmup": 100,
@@ -46,7 +46,16 @@ RECIPES: dict[RecipeName, Recipe] = {
             "ema_decay": 0.998,
             "precision": "bf16",
         },
-        base={},
+        base={
+            "steps": 6000,
+            "batch_size": 16,
+            "learning_rate": 8e-4,
+            "warmup": 200,
+            "schedule": "cosine",
+            "betas": (0.9, 0.99),
+            "ema_decay": 0.999,
+            "precision": "fp32",
+        },
         controlnet={},
     ),
 }
