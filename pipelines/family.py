@@ -53,9 +53,14 @@ class PreparedControl(Protocol):
 
 
 class Family(Protocol):
-    """One kind of base model, loaded. `path`, `parameterisation`, `steps_offset` and `end_on_first` are the checkpoint's own."""
+    """One kind of base model, loaded.
+
+    weight_parts: the subfolders that hold weights; cell_px: pixels to a latent cell. `path`, `parameterisation`, `steps_offset` and
+    `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the pure picture.
+    """
 
     name: ClassVar[str]
+    weight_parts: ClassVar[tuple[str, ...]]
     folder: FilePath
     place: Place
     path: Path

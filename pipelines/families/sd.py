@@ -20,7 +20,6 @@ from pipelines.images import condition_to_tensor, picture_to_tensor
 from pipelines.loading import load_part, quiet, read_config
 from pipelines.parameterisation import Parameterisation, Path, parameterisation
 
-_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 _PROMPTS_KEPT = 256
 # A ControlNet is a copy of the base's encoder; where these differ its residuals have no place to go.
 _SHARED = ("in_channels", "block_out_channels", "layers_per_block", "down_block_types")
@@ -30,6 +29,7 @@ class StableDiffusion:
     """A loaded checkpoint; see `pipelines.family.Family`."""
 
     name: ClassVar[str] = "sd"
+    weight_parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
 
     def __init__(self, folder: FilePath, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         self.folder, self.place = folder, place
@@ -63,9 +63,10 @@ class StableDiffusion:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         from transformers import CLIPTextModel
 
-        for part in _PARTS:
+        needed = (*cls.weight_parts, "tokenizer", "scheduler")
+        for part in needed:
             if not (folder / part).is_dir():
-                raise BadModel(f"model folder {str(folder)!r} has no {part!r} folder: a Stable Diffusion model needs {', '.join(_PARTS)}")
+                raise BadModel(f"model folder {str(folder)!r} has no {part!r} folder: a Stable Diffusion model needs {', '.join(needed)}")
         scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
         parts = {
             "unet": load_part(UNet2DConditionModel, folder / "unet", place),

@@ -1,0 +1,154 @@
+"""Finding models, loading them once, and deciding where they compute."""
+
+import re
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import pipelines.families
+from core.errors import BadModel, BadRequest, unknown_name
+from core.files import sha256_file
+from core.provenance import WeightFile
+from core.registry import discover
+from pipelines.family import Family, Place
+from pipelines.loading import quiet, read_config, refuse_pickle, weight_files
+
+TOYLAND = Path(__file__).resolve().parent.parent / "models" / "toyland"
+BASES_KEPT, CONTROLNETS_KEPT = 2, 8
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FETCHED = ["*.json", "*.txt", "*.safetensors"]
+_LEFT_OUT = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]
+
+T = TypeVar("T")
+
+
+@cache
+def families() -> dict[str, type[Family]]:
+    """Every model family in `pipelines/families`, by name."""
+    return discover(pipelines.families, "FAMILY")
+
+
+def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
+    """A device and the numbers to compute in; by default CUDA, MPS or CPU, whichever comes first, and fp32 on the CPU, else fp16.
+
+    Raises:
+        BadRequest: the device or the dtype is unknown or not on this machine.
+    """
+    here = ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available() + ["cpu"]
+    kind = (device or here[0]).partition(":")[0]
+    if kind not in here:
+        raise BadRequest(f"device {device!r} is not on this machine: use one of {', '.join(here)}")
+    if dtype is not None and dtype not in _DTYPES:
+        raise unknown_name("dtype", dtype, _DTYPES)
+    try:
+        chosen = torch.device(device or here[0])
+    except RuntimeError:
+        raise BadRequest(f"device {device!r} is not a device's name: use one of {', '.join(here)}") from None
+    return Place(chosen, _DTYPES[dtype or ("float32" if kind == "cpu" else "float16")])
+
+
+def resolve(model: str, revision: str | None = None) -> Path:
+    """The folder of a model: 'toyland', a folder, or a hub id, which is fetched where the machine may.
+
+    Raises:
+        BadModel: there is no such model, or it is a file in a format that is refused.
+    """
+    if model == "toyland":
+        folder = TOYLAND / "base"
+        if not folder.is_dir():
+            raise BadModel(f"the embedded model is missing from {str(folder)!r}: restore models/toyland, or run 'limn toyland train'")
+        return folder
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    refuse_pickle(path)
+    if path.is_file():
+        raise BadModel(
+            f"{model!r} is a single file: give a diffusers folder (StableDiffusionPipeline.from_single_file, then save_pretrained)"
+        )
+    if path.suffix == "" and _HUB_ID.fullmatch(model):
+        return _from_hub(model, revision)
+    raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder or a hub id such as 'owner/name'")
+
+
+def default_control(base: Path, kind: str) -> Path | None:
+    """The ControlNet for a kind that lies beside a base model, as `controlnet-<kind>`, or None."""
+    folder = base.resolve().parent / f"controlnet-{kind}"
+    return folder if folder.is_dir() else None
+
+
+class Engine:
+    """Loaded models on one place; the least recently used go first."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._bases: OrderedDict[Path, Family] = OrderedDict()
+        self._controls: OrderedDict[tuple[str, Path], Any] = OrderedDict()
+        self._hashes: dict[Path, dict[str, str]] = {}
+
+    def base(self, folder: Path) -> Family:
+        """The base model in a diffusers folder.
+
+        Raises:
+            BadModel, Mismatch: it is of no known family, incomplete or damaged.
+        """
+        return _kept(self._bases, folder.resolve(), lambda: self._load_base(folder), BASES_KEPT)
+
+    def control(self, family: Family, folder: Path) -> Any:
+        """The ControlNet in a folder, checked against the base model.
+
+        Raises:
+            BadModel, Mismatch: it does not fit, or is incomplete or damaged.
+        """
+        family.check_control(folder)
+        key = (family.name, folder.resolve())
+        return _kept(self._controls, key, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
+
+    def weights(self, part: str, folder: Path, subfolders: Sequence[str] = ("",)) -> list[WeightFile]:
+        """The weight files of a loaded model with their SHA-256; part: 'base' or 'control <place in the request>'."""
+        key = folder.resolve()
+        if key not in self._hashes:  # hashed once per loading: what counts is the file that was loaded
+            files = [file for subfolder in subfolders for file in weight_files(folder / subfolder)]
+            self._hashes[key] = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
+        return [WeightFile(part=part, file=file, sha256=sha256) for file, sha256 in self._hashes[key].items()]
+
+    def _load_base(self, folder: Path) -> Family:
+        index = read_config(folder / "model_index.json")
+        for family in families().values():
+            if family.recognises(index):
+                self._hashes.pop(folder.resolve(), None)
+                return family.load(folder, self.place)
+        kind = index.get("_class_name", "of an unknown class")
+        raise BadModel(f"model {str(folder)!r} is {kind}: known families are {', '.join(families())}")
+
+    def _load_control(self, family: Family, folder: Path) -> Any:
+        self._hashes.pop(folder.resolve(), None)
+        return family.load_control(folder)
+
+
+def _from_hub(repo: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        with quiet():
+            return Path(snapshot_download(repo, revision=revision, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT))
+    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
+        reason = type(error).__name__
+        raise BadModel(f"no folder {repo!r} here, and hub model {repo!r} cannot be fetched ({reason}): give a diffusers folder") from error
+
+
+def _kept(models: OrderedDict[Any, T], key: Any, load: Callable[[], T], limit: int) -> T:
+    """The model under `key`, loaded if need be; beyond `limit` the one used longest ago is let go."""
+    if key not in models:
+        while len(models) >= limit:
+            models.popitem(last=False)
+        models[key] = load()
+    models.move_to_end(key)
+    return models[key]
