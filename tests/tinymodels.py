@@ -7,6 +7,10 @@ drawn anew, for with zeros a ControlNet would do nothing. Weights are random and
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
+from numpy.typing import NDArray
+
 CAPTIONS = (
     "a red sphere left of a blue cube on grass at sunset",
     "a person in a green shirt and black pants on snow at night",
@@ -107,3 +111,31 @@ def build_tokenizer(vocabulary: int = 320, length: int = 77) -> Any:
     tokenizer = CLIPTokenizer().train_new_from_iterator(list(CAPTIONS), vocab_size=vocabulary)
     tokenizer.model_max_length = length
     return tokenizer
+
+
+def control_map(seed: int) -> NDArray[np.uint8]:
+    """A ready map of noise, RGB uint8 HWC at the tiny models' size."""
+    return np.random.default_rng(seed).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
+
+
+def build_models(folder: Path) -> Path:
+    """Write what a renderer needs: `base` with `controlnet-canny` and `controlnet-depth` beside it, and `wide` and `wide-net` of another
+    text width, which do not fit them."""
+    build_base(folder / "base")
+    for seed, kind in enumerate(("canny", "depth")):
+        build_controlnet(folder / f"controlnet-{kind}", folder / "base", seed=seed + 1)
+    build_base(folder / "wide", width=48)
+    build_controlnet(folder / "wide-net", folder / "wide")
+    return folder
+
+
+def build_pictures(folder: Path) -> Path:
+    """Write files to control with: `photo.png` of coloured blocks, a ready map `depth.png`, and a mask `left.png` of the left half."""
+    random = np.random.default_rng(0)
+    blocks = np.kron(random.integers(0, 256, (8, 8, 3), dtype=np.uint8), np.ones((8, 8, 1), np.uint8))
+    PIL.Image.fromarray(blocks).save(folder / "photo.png")
+    PIL.Image.fromarray(control_map(1)).save(folder / "depth.png")
+    half_HW = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+    half_HW[:, : SIZE_PX // 2] = 255
+    PIL.Image.fromarray(half_HW).save(folder / "left.png")
+    return folder

@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pipelines import samplers
@@ -14,7 +13,7 @@ from pipelines.denoise import Plan, Steering, denoise, seeded_noise
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
 from pipelines.schedules import make_times
-from tests.tinymodels import SIZE_PX
+from tests.tinymodels import SIZE_PX, control_map
 
 # diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -28,10 +27,6 @@ SCHEDULERS = {
     "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}, "uniform"),
 }
 PLACE = Place(torch.device("cpu"), torch.float32)
-
-
-def control_map(seed: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(seed).integers(0, 256, (SIZE_PX, SIZE_PX, 3), dtype=np.uint8)
 
 
 def theirs(base: Path, nets: list[Path], sampler: str, count: int = 1, **options: Any) -> Tensor:
