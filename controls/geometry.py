@@ -7,6 +7,7 @@ just: stretched to the size. crop: scaled to cover the size, the overhang cut of
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,7 +44,7 @@ class Placement:
         canvas_HWC[y : y + self.inner[1], x : x + self.inner[0]] = inner_HWC
         return canvas_HWC
 
-    def points(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def points(self, xy: NDArray[np.floating[Any]]) -> NDArray[np.floating[Any]]:
         """Where points of the source (…, 2) come to lie."""
         left, top, right, bottom = self.box
         scale = (self.inner[0] / (right - left), self.inner[1] / (bottom - top))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from core.errors import BadRequest
 
 Image = NDArray[np.uint8]  # RGB, HWC
-Joints = NDArray[np.float64]  # (…, 18, 2), x and y in pixels, NaN where unseen
+Joints = NDArray[np.floating[Any]]  # (…, 18, 2), x and y in pixels, NaN where unseen
 
 JOINTS = (
     "nose",

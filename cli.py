@@ -1,0 +1,272 @@
+"""The `limn` command: arguments in, one call into the packages, a table or JSON out.
+
+Everything heavy is imported inside the command that needs it, so that `limn --help` answers at once. Errors that Limn raises on purpose
+become one line on stderr and the error's own exit code; progress goes to stderr, results to stdout.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from core import terminal
+from core.errors import BadRequest, LimnError
+from core.request import RenderRequest, Resize, build_request
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from renderer import Picture, Renderer
+
+ROOT = Path(__file__).resolve().parent
+DEFAULT = RenderRequest()
+SAMPLERS = "euler, euler_ancestral, heun, ddim or dpmpp_2m"
+SCHEDULES = "uniform, leading, trailing, karras or exponential"
+
+app = typer.Typer(
+    name="limn",
+    help="Draw pictures from a prompt and control images; train new ControlNets.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+toyland_app = typer.Typer(
+    help="The toyland world: its data, the embedded model, and the figures that say how good it is.", no_args_is_help=True
+)
+app.add_typer(toyland_app, name="toyland")
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Runs one command; its exit code: 0, an error's own, 2 for a usage error, 130 after Ctrl-C."""
+    try:
+        result = app(list(arguments), prog_name="limn", standalone_mode=False)
+        sys.stdout.flush()
+        if result == 130:  # what typer makes of Ctrl-C
+            return _complain("interrupted", 130)
+        return result if isinstance(result, int) else 0
+    except LimnError as error:
+        return _complain(str(error), error.exit_code)
+    except typer.TyperException as error:
+        message = getattr(error, "format_message", error.__str__)()
+        return _complain(f"{message.rstrip('.')} (see limn --help)", 2) if message else 2  # none: the help was shown
+    except (KeyboardInterrupt, typer.Abort):
+        return _complain("interrupted", 130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `limn models | head`
+        sys.stderr.close()
+        return 1
+
+
+def _help(field: str) -> str:
+    text = RenderRequest.model_fields[field].description or ""
+    return f"{text[:1].upper()}{text[1:]}."
+
+
+@app.command()
+def render(
+    *,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help=_help("prompt"))] = DEFAULT.prompt,
+    negative: Annotated[str, typer.Option("--negative", help=_help("negative_prompt"))] = DEFAULT.negative_prompt,
+    control: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--control",
+            "-c",
+            metavar="KIND=FILE,KEY=VALUE,…",
+            help="Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, and what `limn extract` lists for the kind.",
+        ),
+    ] = None,
+    model: Annotated[str, typer.Option("--model", help=_help("model"))] = DEFAULT.model,
+    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.")] = f"{DEFAULT.width}x{DEFAULT.height}",
+    steps: Annotated[int, typer.Option("--steps", help=_help("steps"))] = DEFAULT.steps,
+    sampler: Annotated[str, typer.Option("--sampler", help=f"{SAMPLERS}.")] = DEFAULT.sampler,
+    schedule: Annotated[str, typer.Option("--schedule", help=f"{SCHEDULES}.")] = DEFAULT.schedule,
+    guidance: Annotated[float, typer.Option("--guidance", help=_help("guidance_scale"))] = DEFAULT.guidance_scale,
+    seed: Annotated[int, typer.Option("--seed", help=_help("seed"))] = DEFAULT.seed,
+    count: Annotated[int, typer.Option("--count", help=_help("count"))] = DEFAULT.count,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures; equal requests give equal names.")] = Path("outputs"),
+    as_json: Json = False,
+) -> None:
+    """Draw pictures from a prompt and control images."""
+    from controls.grammar import parse_control
+
+    width, height = _size(size)
+    values = {"prompt": prompt, "negative_prompt": negative, "model": model, "width": width, "height": height, "steps": steps}
+    values |= {"sampler": sampler, "schedule": schedule, "guidance_scale": guidance, "seed": seed, "count": count}
+    request = build_request({**values, "controls": [parse_control(text) for text in control or []]})
+    started = time.perf_counter()
+    found = [(picture.save(out), picture.record) for picture in _stream(_open(request.model), request)]
+    terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
+
+
+@app.command()
+def extract(
+    kind: Annotated[str | None, typer.Argument(help="Kind of control; without it, the kinds and their settings are listed.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="Picture to extract from.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The extractor's settings.")] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("map.png"),
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Bring the picture to this size first.")] = None,
+    resize: Annotated[Resize, typer.Option("--resize", help="How it is brought to that size.")] = "crop",
+) -> None:
+    """Make a control map from a picture."""
+    import controls
+    from controls.prepare import load_map
+    from core.files import publish
+    from core.images import decode, encode_png
+    from core.request import ControlUnit
+
+    if kind is None:
+        return terminal.show(_kinds())
+    control = controls.get(kind)
+    if image is None:
+        raise BadRequest(f"extract {kind}: no picture given; write limn extract {kind} PICTURE -o MAP.png")
+    params = control.parse_params(_pairs(settings or [])).model_dump(mode="json")
+    height, width = _size(size)[::-1] if size else decode(image).shape[:2]
+    prepared = load_map(ControlUnit(kind=kind, image=image, resize=resize, params=params), width, height)
+    publish(out, encode_png(prepared.map_HWC))
+    terminal.warn(prepared.warnings)
+    typer.echo(out)
+
+
+@app.command()
+def demo(
+    *,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the contact sheet.")] = Path("outputs/demo"),
+    as_json: Json = False,
+) -> None:
+    """Draw the shipped examples: every picture, its control maps, one contact sheet and the table of fidelity."""
+    import numpy as np
+
+    from core.files import publish
+    from core.images import encode_png
+    from core.sheet import contact_sheet
+
+    started = time.perf_counter()
+    requests = _read_requests(ROOT / "examples" / "demo.json")
+    renderer = _open(requests[0].model)
+    found, strips, captions = [], [], []
+    for number, request in enumerate(requests, 1):
+        for picture in _stream(renderer, request, f"example {number} of {len(requests)}"):
+            path = picture.save(out)
+            for unit, map_HWC in zip(request.controls, picture.maps, strict=True):
+                publish(path.with_name(f"{path.stem}-{unit.kind}.png"), encode_png(map_HWC))
+            found.append((path, picture.record))
+            strips.append([*picture.maps, np.asarray(picture.image)])
+            captions.append("\n".join([request.prompt, *terminal.fidelity_lines(picture.record)]))
+    columns = len({tuple(unit.kind for unit in request.controls) for request in requests})
+    sheet = out / "contact-sheet.png"
+    publish(sheet, encode_png(contact_sheet(strips, captions, columns=columns, title="Limn: control and picture")))
+    terminal.report(found, {"seconds": round(time.perf_counter() - started, 3), "sheet": str(sheet)}, as_json)
+
+
+@app.command()
+def models(*, as_json: Json = False) -> None:
+    """List the weights that are installed, with sizes and SHA-256."""
+    from core.files import sha256_file
+
+    folder = ROOT / "models"
+    found: list[dict[str, Any]] = [
+        {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        for path in sorted(folder.rglob("*.safetensors"))
+    ]
+    if as_json:
+        return typer.echo(json.dumps({"models": found}))
+    table = terminal.table("file", "MB", "sha256", right=("MB",))
+    for row in found:
+        table.add_row(row["file"], f"{row['bytes'] / 1e6:.2f}", row["sha256"][:16])
+    terminal.show(table)
+    typer.echo(f"{len(found)} files, {sum(row['bytes'] for row in found) / 1e6:.1f} MB, in {folder}")
+
+
+@toyland_app.command("build")
+def toyland_build(
+    *,
+    count: Annotated[int, typer.Option("--count", help="Scenes.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder of the dataset; an interrupted build goes on where it stopped.")],
+    seed: Annotated[int, typer.Option("--seed", help="Scene i is drawn with seed + i.")] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels on each side.")] = 128,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; by default one per core.")] = None,
+) -> None:
+    """Build a toyland dataset: pictures, captions, control maps, masks and joints."""
+    from toyland.dataset import build
+
+    with terminal.progress("scenes", count) as done:
+        metadata = build(out, count, seed=seed, size=size, workers=workers, on_progress=lambda built, _: done(built))
+    typer.echo(metadata)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """`128x96` as width and height."""
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise BadRequest(f"size {text[:40]!r}: write WIDTHxHEIGHT in pixels, as in 128x128")
+    return int(width[:9]), int(height[:9])
+
+
+def _pairs(settings: Sequence[str]) -> dict[str, str]:
+    """`low=80 high=160` as a dictionary."""
+    pairs: dict[str, str] = {}
+    for text in settings:
+        key, equals, value = text.partition("=")
+        if not equals or key in pairs:
+            raise BadRequest(f"setting {text!r}: {'given twice' if equals else 'write KEY=VALUE'}")
+        pairs[key] = value
+    return pairs
+
+
+def _read_requests(path: Path) -> list[RenderRequest]:
+    """A JSON list of requests; the control images' paths are relative to the file."""
+    try:
+        rows = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{str(path)!r} cannot be read as a list of requests: {error}") from None
+    for unit in (unit for row in rows for unit in row.get("controls", ())):
+        unit["image"] = path.parent / unit["image"]
+    return [build_request(row) for row in rows]
+
+
+def _open(model: str) -> "Renderer":
+    from renderer import Renderer
+
+    return Renderer.open(model=model)
+
+
+def _stream(renderer: "Renderer", request: RenderRequest, what: str = "steps") -> "Iterator[Picture]":
+    """The request's pictures, with a bar while they are drawn."""
+    with terminal.progress(what, request.steps * request.count) as done:
+        yield from renderer.stream(request, lambda step: done(step.pictures.start * step.steps + (step.index + 1) * len(step.pictures)))
+
+
+def _kinds() -> "Table":
+    """Every kind of control with its settings, their defaults and what they mean."""
+    import controls
+
+    table = terminal.table("kind", "setting", "default", "meaning")
+    for name in controls.names():
+        control = controls.get(name)
+        needs = "" if control.available() else "finished maps only: no estimator is installed"
+        rows = [(field, str(info.default), info.description or "") for field, info in control.params.model_fields.items()]
+        for number, row in enumerate(rows or [("", "", needs)]):
+            table.add_row("" if number else name, *row)
+    return table
+
+
+def _complain(message: str, exit_code: int) -> int:
+    """One line on stderr."""
+    print(f"limn: {' '.join(message.split())}", file=sys.stderr)
+    return exit_code
+
+
+if __name__ == "__main__":
+    main()
