@@ -167,6 +167,12 @@ def test_a_profile_that_cannot_be_used_is_ignored(bad: bytes) -> None:
     np.testing.assert_array_equal(decode(picture(SCENE_HWC, icc_profile=bad)), SCENE_HWC)
 
 
+@pytest.mark.parametrize("exif", [b"Exif\0\0MM\0*\0\0\0\x08\0\x09\x01", b"Exif\0\0XXXXXXXX", b"Exif\0\0"], ids=["cut", "noise", "empty"])
+def test_exif_that_cannot_be_read_turns_nothing(exif: bytes) -> None:
+    data = picture(SCENE_HWC, "JPEG", exif=exif)
+    np.testing.assert_allclose(decode(data).astype(int), as_opencv_sees_it(data).astype(int), atol=2)  # as above
+
+
 # What a camera stores for each orientation: the inverse of what a viewer has to do. Source: EXIF 2.3, table 6.
 STORED = {
     1: lambda a: a,
