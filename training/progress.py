@@ -3,12 +3,14 @@
 import json
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+LINE_EVERY_S = 10.0
 SMOOTHING = 0.98  # per step; the shown loss averages over some fifty steps
 
 
@@ -24,14 +26,7 @@ class Reporter:
         self.last_step, self.last_time = start, self.began
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not quiet:
-            columns = (
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TimeRemainingColumn(),
-            )
-            self.bar = Progress(*columns, TextColumn("{task.fields[said]}", markup=False), console=Console())
+            self.bar = _bar(TextColumn("{task.fields[said]}", markup=False))
             self.task = self.bar.add_task(name, total=steps, completed=start, said="")
 
     def __enter__(self) -> "Reporter":
@@ -80,6 +75,32 @@ class Reporter:
             print(text, flush=True)
 
 
+def _bar(*more: ProgressColumn) -> Progress:
+    shown = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    return Progress(*shown, *more)
+
+
 def _clock(seconds: float) -> str:
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
+
+
+@contextmanager
+def counting(title: str, total: int, quiet: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) for work that is counted: a bar on a terminal, a line every ten seconds elsewhere."""
+    if quiet:
+        yield lambda done, total: None
+    elif sys.stdout.isatty():
+        with _bar() as bar:
+            task = bar.add_task(title, total=total)
+            yield lambda done, total: bar.update(task, completed=done)
+    else:
+        said = time.monotonic()
+
+        def say(done: int, total: int) -> None:
+            nonlocal said
+            if done == total or time.monotonic() - said > LINE_EVERY_S:
+                said = time.monotonic()
+                print(f"{title} {done}/{total}", flush=True)
+
+        yield say

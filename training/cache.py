@@ -1,0 +1,122 @@
+"""What frozen networks make of the dataset, computed once: rows of one shape in safetensors shards, memory-mapped, keyed by content.
+
+A cache folder belongs to one model and one transform (its name is their digest); a row's key is the digest of what it was made from. So a
+dataset that grows computes its new rows only, datasets may share a cache, and a build that was killed goes on from its last shard.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from core.errors import BadRequest
+from core.files import publish, sha256_file, sweep_temps
+
+ROWS_PER_SHARD = 512
+
+Compute = Callable[[list[int]], Tensor]
+Progress = Callable[[int, int], None]
+
+
+def folder_name(kind: str, **belongs_to: Any) -> str:
+    """`<kind>-<16 hex>` of everything the rows depend on besides their own content."""
+    return f"{kind}-{digest(json.dumps(belongs_to, sort_keys=True, default=str))[:16]}"
+
+
+def digest(text: str) -> str:
+    """SHA-256 of a text, in hex."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def missing(folder: Path, keys: Sequence[str]) -> list[int]:
+    """Positions of the first of each of the keys that the cache has no row for. What killed builds left half-written is removed."""
+    sweep_temps(folder)
+    have = set(_index(folder))
+    first: dict[str, int] = {}
+    for position, key in enumerate(keys):
+        if key not in have:
+            first.setdefault(key, position)
+    return list(first.values())
+
+
+def build(folder: Path, keys: Sequence[str], compute: Compute, batch: int, on_progress: Progress | None = None) -> None:
+    """Computes the rows of `keys` in batches and publishes them shard by shard.
+
+    compute(positions in keys) → (len(positions), …) on any device, the same shape and dtype for every row.
+
+    Raises:
+        DiskFull: the shards published so far stay and the next call goes on from them.
+    """
+    for start in range(0, len(keys), ROWS_PER_SHARD):
+        shard = list(range(start, min(start + ROWS_PER_SHARD, len(keys))))
+        rows = torch.cat([compute(shard[first : first + batch]).cpu() for first in range(0, len(shard), batch)])
+        names = " ".join(keys[position] for position in shard)
+        publish(folder / f"shard-{digest(names)[:16]}.safetensors", save({"rows": rows.contiguous()}, metadata={"keys": names}))
+        if on_progress:
+            on_progress(shard[-1] + 1, len(keys))
+
+
+class Rows:
+    """The cached rows of some keys, in their order, read from the mapped files."""
+
+    def __init__(self, folder: Path, keys: Sequence[str]) -> None:
+        """Raises BadRequest if the cache lacks one of the keys."""
+        index = _index(folder)
+        if lacking := [key for key in keys if key not in index]:
+            raise BadRequest(f"cache {str(folder)!r} lacks {len(lacking)} of {len(keys)} rows: build it again")
+        self._places = [index[key] for key in keys]
+        self._files: dict[Path, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        """The rows at these positions, (len(positions), …), as they were computed."""
+        return torch.cat([self._row(*self._places[position]) for position in positions])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_files": {}}  # mappings are opened again in each worker process
+
+    def _row(self, shard: Path, row: int) -> Tensor:
+        if shard not in self._files:
+            opened: Any = safe_open(shard, "pt")
+            self._files[shard] = opened.get_slice("rows")
+        tensor: Tensor = self._files[shard][row : row + 1]
+        return tensor
+
+
+def _index(folder: Path) -> dict[str, tuple[Path, int]]:
+    """Where each key's row is: (shard, row)."""
+    index: dict[str, tuple[Path, int]] = {}
+    for shard in sorted(folder.glob("shard-*.safetensors")):
+        try:
+            with safe_open(shard, "pt") as file:
+                keys = str((file.metadata() or {})["keys"]).split()
+        except (SafetensorError, OSError, KeyError) as error:
+            raise BadRequest(f"cache shard {str(shard)!r} is damaged ({error}): delete it, it will be computed again") from None
+        index.update((key, (shard, row)) for row, key in enumerate(keys))
+    return index
+
+
+def content_keys(paths: Sequence[Path], notes: Path) -> list[str]:
+    """SHA-256 of each file's bytes. `notes` remembers those of files whose size and time of change stayed the same."""
+    try:
+        known = json.loads(notes.read_text())
+    except (OSError, ValueError):
+        known = {}
+    out, fresh = [], False
+    for path in paths:
+        status = path.stat()
+        name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
+        if known.get(name, [None])[:2] != stamp:
+            known[name], fresh = [*stamp, sha256_file(path)], True
+        out.append(str(known[name][2]))
+    if fresh:
+        publish(notes, json.dumps(known).encode())
+    return out
