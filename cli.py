@@ -206,6 +206,35 @@ def toyland_build(
     typer.echo(metadata)
 
 
+@toyland_app.command("train")
+def toyland_train(
+    *,
+    run_folder: Annotated[Path, typer.Option("--run", help="Folder for data, checkpoints and logs; started again, it goes on.")] = Path(
+        "runs/toyland"
+    ),
+    recipe: Annotated[str, typer.Option("--recipe", help="How long each stage is trained: cpu or gpu.")] = "cpu",
+    only: Annotated[str | None, typer.Option("--only", help="One stage alone.")] = None,
+    processes: Annotated[int | None, typer.Option("--processes", help="By default one per core, or one per GPU.")] = None,
+) -> None:
+    """Rebuild the embedded model from nothing, stage by stage."""
+    from toyland.train import rebuild
+
+    rebuild(run_folder, recipe, processes=processes, only=only, say=typer.echo)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file; its keys are those of training.run.ControlNetConfig.")],
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="As in train.steps=500.")] = None,
+) -> None:
+    """Train a ControlNet on pairs of pictures and control maps; started again, it goes on."""
+    from training.run import main as train_from
+
+    finished = train_from(config, overrides or [])
+    if finished.main:
+        typer.echo(finished.config.out / "weights")
+
+
 def _size(text: str) -> tuple[int, int]:
     """`128x96` as width and height."""
     width, cross, height = text.lower().partition("x")
@@ -231,8 +260,9 @@ def _read_requests(path: Path) -> list[RenderRequest]:
         rows = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BadRequest(f"{str(path)!r} cannot be read as a list of requests: {error}") from None
+    folder = path.parent.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.parent  # no machine's paths in records
     for unit in (unit for row in rows for unit in row.get("controls", ())):
-        unit["image"] = path.parent / unit["image"]
+        unit["image"] = folder / unit["image"]
     return [build_request(row) for row in rows]
 
 

@@ -18,7 +18,9 @@ import pytest
 from PIL import Image as Pillow
 
 import cli
-from controls import canny
+import controls
+from controls import canny, estimators
+from controls.prepare import load_map
 from core.images import decode, encode_png
 from core.provenance import read_record
 from core.request import RenderRequest
@@ -41,7 +43,8 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Every test works in a folder of its own, which holds a picture and an edge map."""
+    """Every test works in a folder of its own, which holds a picture and an edge map; no estimator is installed."""
+    monkeypatch.setattr(estimators, "LOADERS", {})
     monkeypatch.chdir(tmp_path)
     picture = np.full((96, 128, 3), (70, 110, 60), np.uint8)
     picture[30:70, 40:90] = (210, 40, 30)
@@ -177,6 +180,31 @@ def test_demo_draws_every_example_and_a_sheet(house: Path, here: Path, monkeypat
     assert decode(Path("shown/contact-sheet.png")).shape[1] > 1000  # two strips of two pictures side by side
 
 
+def test_the_shipped_examples_are_whole() -> None:
+    requests = cli._read_requests(cli.ROOT / "examples" / "demo.json")
+    assert len({request.prompt for request in requests}) == 3
+    assert [request.controls[0].kind for request in requests] == ["canny", "depth", "pose"] * 3
+    for request in requests:
+        for unit in request.controls:
+            assert load_map(unit, request.width, request.height).map_HWC.any()
+            assert unit.ready or controls.get(unit.kind).looks_finished
+
+
+def test_train_goes_from_a_config_to_a_folder_that_draws(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert limn("toyland", "build", "--count", 4, "--out", "data", "--size", 64, "--workers", 1) == 0
+    Path("config.yaml").write_text(
+        f"base: {house / 'base'}\nhint_channels: [8, 8, 16, 16]\n"
+        "data: {folder: data, condition: canny, width: 64, height: 64}\n"
+        "train: {out: run, steps: 9, batch_size: 2, device: cpu}\n"
+    )
+    assert limn("train", "config.yaml", "train.steps=2") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "run/weights"
+    (folder,) = (path.parent for path in Path("run/weights").rglob("config.json"))
+    assert limn("render", "--model", house / "base", "-c", f"canny=edges.png,ready,model={folder}", *SIZE) == 0
+    assert limn("train", "config.yaml", "train.stepz=2") == 2
+    assert "did you mean 'steps'?" in capsys.readouterr().err
+
+
 def test_toyland_build_writes_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
     assert limn("toyland", "build", "--count", 2, "--seed", 5, "--out", "data", "--size", 64, "--workers", 1) == 0
     rows = [json.loads(line) for line in Path("data/metadata.jsonl").read_text().splitlines()]
@@ -310,6 +338,9 @@ def test_a_full_disk_leaves_nothing_half_written(house: Path, capsys: pytest.Cap
         (["extract", "pose", "photo.png"], "no pose estimator"),
         (["extract", "canny", "photo.png", "--resize", "squeeze"], "squeeze"),
         (["toyland", "build", "--count", "0", "--out", "data"], "count = 0"),
+        (["toyland", "train", "--only", "bace", "--run", "run"], "did you mean 'base'?"),
+        (["toyland", "train", "--recipe", "gup", "--run", "run"], "unknown recipe 'gup'"),
+        (["train", "absent.yaml"], "absent.yaml"),
         (["rendr"], "Did you mean 'render'?"),
         (["toyland", "build"], "--count"),
     ],

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pytest
 
-from controls import canny
+from controls import canny, estimators
 from controls.prepare import Prepared, load_map
 from core.control import Image
 from core.errors import BadImage, BadRequest
@@ -101,7 +101,8 @@ def test_warnings(save: Any) -> None:
     assert "canny map of blank.png is empty (all black)" in load(blank).warnings[0]
 
 
-def test_refusals(save: Any, tmp_path: Path) -> None:
+def test_refusals(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(estimators, "LOADERS", {})
     with pytest.raises(BadRequest, match=r"unknown control 'cany': did you mean 'canny'\?"):
         load(save(picture()), "cany")
     with pytest.raises(BadRequest, match="low 250 is above high 200"):
