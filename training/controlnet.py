@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import BadRequest, Mismatch
 from pipelines.images import condition_to_tensor
+from pipelines.loading import quiet
 from training.cache import Rows
 from training.data import Loader, Pair
 from training.objectives import Objective, drop_captions, sample_moments
@@ -122,4 +123,5 @@ class ControlNetTask:
         """A diffusers ControlNet folder."""
         net = ControlNetModel.from_config(self.net.config)
         net.load_state_dict(ema["controlnet"])
-        (net.half() if self.half else net).save_pretrained(folder)
+        with quiet():
+            (net.half() if self.half else net).save_pretrained(folder)

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.tinymodels import build_base
+
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = Path(__file__).with_name("toytask.py")
 
@@ -37,3 +39,9 @@ def start_toy() -> Iterator[Start]:
     for process in started:
         with process, contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # torchrun's children too
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny real Stable Diffusion folder."""
+    return build_base(tmp_path_factory.mktemp("models") / "base")

@@ -1,0 +1,202 @@
+"""A whole run from YAML to a folder: it feeds what rendering feeds, caches what the base says, learns, and resumes exactly."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+from accelerate import PartialState
+from diffusers import AutoencoderKL, ControlNetModel, UNet2DConditionModel
+from safetensors.torch import load_file
+from torch import Tensor
+
+from controls.prepare import load_map
+from core.errors import BadModel, BadRequest, Mismatch
+from core.request import ControlUnit
+from pipelines.families.sd import StableDiffusion
+from pipelines.family import Place
+from pipelines.images import condition_to_tensor
+from tests.tinymodels import CAPTIONS, build_base, build_controlnet
+from training import checkpoint as checkpoints
+from training.controlnet import ControlNetTask
+from training.randomness import Draws
+from training.run import ControlNetConfig, build_task, main, read_config, train_controlnet
+
+SETTINGS: dict[str, Any] = {
+    "hint_channels": [4, 4, 8, 8],
+    "data": {"condition": "canny", "width": 64, "height": 64},
+    "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu", "checkpoint_every": 2, "log_every": 2, "ema_decay": 0.5},
+}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures with two captions repeated, larger than trained at and not square, with canny-like lines as condition."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(10):
+        picture_HWC = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (96, 72), interpolation=cv2.INTER_CUBIC)
+        for name, image in (("images", picture_HWC), ("canny", cv2.Canny(picture_HWC, 50, 100))):
+            (folder / name).mkdir(exist_ok=True)
+            assert cv2.imwrite(str(folder / name / f"{index}.png"), image)
+        rows.append({"file_name": f"images/{index}.png", "canny": f"canny/{index}.png", "text": CAPTIONS[index % 4], "other": 7})
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return folder
+
+
+def config(base: Path, dataset: Path, out: Path, **changes: Any) -> ControlNetConfig:
+    """SETTINGS with these changes; `train` and `data` are merged."""
+    values = {
+        **SETTINGS,
+        **changes,
+        "base": str(base),
+        "data": {**SETTINGS["data"], "folder": dataset, **changes.get("data", {})},
+        "train": {**SETTINGS["train"], "out": out, **changes.get("train", {})},
+    }
+    return ControlNetConfig.model_validate(values)
+
+
+def task_of(settings: ControlNetConfig) -> ControlNetTask:
+    return build_task(settings, PartialState(cpu=True))
+
+
+def test_training_feeds_what_rendering_feeds(base: Path, dataset: Path, tmp_path: Path) -> None:
+    task = task_of(config(base, dataset, tmp_path))
+    model = StableDiffusion.load(base, Place(torch.device("cpu"), torch.float32))
+    batch = task.batch([3, 8])
+    for row, index in enumerate((3, 8)):
+        unit = ControlUnit(kind="canny", image=dataset / "canny" / f"{index}.png", ready=True, resize="crop")
+        assert torch.equal(batch["condition"][row], condition_to_tensor(load_map(unit, 64, 64).map_HWC))
+        assert torch.equal(batch["text"][row], model.encode_prompt(CAPTIONS[index % 4]).tokens_BLD[0])
+        picture_HWC = task.loader.picture(task.pairs[index])
+        mean = batch["moments"][row, :4] * task.scaling_factor
+        # encoded in a batch there, alone here: rounding of convolutions, some ulps of values near 1
+        torch.testing.assert_close(mean, model.encode_image(picture_HWC)[0], rtol=0, atol=1e-5)
+    assert torch.equal(task.empty_LD, model.encode_prompt("").tokens_BLD[0])
+    assert batch["condition"].dtype == torch.float32
+    assert set(batch["condition"].unique().tolist()) == {0.0, 1.0}
+
+
+def test_the_loss_starts_at_the_bases_own(base: Path, dataset: Path, tmp_path: Path) -> None:
+    task = task_of(config(base, dataset, tmp_path, caption_dropout=0.0))
+    unet = UNet2DConditionModel.from_pretrained(base / "unet").eval()
+    loss, _ = task.loss(task.batch([0, 1, 2]), Draws(0, range(3)))
+    noise = Draws(0, range(3)).normal((4, 8, 8), name="noise")
+    draws = Draws(0, range(3))
+    posterior = draws.normal((4, 8, 8), name="posterior")
+    moments = task.batch([0, 1, 2])["moments"]
+    x0 = (moments[:, :4] + torch.exp(0.5 * moments[:, 4:]) * posterior) * task.scaling_factor
+    t = (draws.uniform(name="timestep") * 1000).long()
+    alpha, sigma = task.objective.path.alpha_sigma(t)
+    x = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * noise
+    with torch.no_grad():
+        wanted = (unet(x, t, task.batch([0, 1, 2])["text"]).sample - noise).square().mean()
+    assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-6)
+
+
+def test_a_run_ends_in_a_folder_that_diffusers_and_we_load(base: Path, dataset: Path, tmp_path: Path) -> None:
+    before = {path: path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()}
+    settings = config(base, dataset, tmp_path / "run", weights="fp16")
+    run = train_controlnet(settings)
+    assert (run.step, run.task.name) == (4, "controlnet-canny")
+    net = ControlNetModel.from_pretrained(tmp_path / "run" / "weights", torch_dtype=torch.float16)
+    stored = load_file(tmp_path / "run" / "weights" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert any(conv.weight.any() for conv in net.controlnet_down_blocks)
+    saved = checkpoints.load(tmp_path / "run" / "checkpoints", 4)
+    averaged = saved.average["controlnet.controlnet_mid_block.weight"]
+    assert torch.equal(net.controlnet_mid_block.weight, averaged.half())
+    assert not torch.equal(averaged, saved.model["controlnet.controlnet_mid_block.weight"])
+    StableDiffusion.load(base, Place(torch.device("cpu"), torch.float32)).load_control(tmp_path / "run" / "weights")
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == settings.model_dump(mode="json")
+    assert {path: path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()} == before
+
+
+def test_a_run_cut_in_two_equals_one_run(base: Path, dataset: Path, tmp_path: Path) -> None:
+    train_controlnet(config(base, dataset, tmp_path / "whole"))
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(run: Any) -> None:
+        if run.step == 3:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train_controlnet(config(base, dataset, tmp_path / "cut"), cut)
+    run = train_controlnet(config(base, dataset, tmp_path / "cut", train={"resume": "must"}))
+    assert run.step == 4
+    whole, again = (checkpoints.load(tmp_path / name / "checkpoints", 4) for name in ("whole", "cut"))
+    for part in ("model", "average", "optimiser"):
+        tensors: dict[str, Tensor] = getattr(whole, part)
+        assert getattr(again, part).keys() == tensors.keys()
+        assert all(torch.equal(getattr(again, part)[name], tensor) for name, tensor in tensors.items())
+
+
+def test_it_learns(base: Path, dataset: Path, tmp_path: Path) -> None:
+    losses: list[float] = []
+    train_controlnet(
+        config(base, dataset, tmp_path, train={"steps": 24, "log_every": 8, "learning_rate": 1e-2}),
+        lambda run: losses.append(run.metrics.get("loss", 0.0)),
+    )
+    print(losses[7], losses[-1])
+    assert losses[-1] < 0.9 * losses[7]
+
+
+def test_training_goes_on_from_a_finished_controlnet(base: Path, dataset: Path, tmp_path: Path) -> None:
+    start = build_controlnet(tmp_path / "start", base)
+    task = task_of(config(base, dataset, tmp_path / "run", init=start))
+    for name, tensor in ControlNetModel.from_pretrained(start).state_dict().items():
+        assert torch.equal(task.net.state_dict()[name], tensor)
+    assert all(parameter.requires_grad for parameter in task.net.parameters())
+    with pytest.raises(BadModel, match="not a ControlNetModel"):
+        task_of(config(base, dataset, tmp_path / "run", init=base / "unet"))
+    other = build_controlnet(tmp_path / "other", build_base(tmp_path / "other_base", width=64))
+    with pytest.raises(Mismatch, match="cross-attention width 64"):
+        task_of(config(base, dataset, tmp_path / "run", init=other))
+
+
+def test_mirrored_pairs_are_mirrored_in_all_they_have(base: Path, dataset: Path, tmp_path: Path) -> None:
+    task = task_of(config(base, dataset, tmp_path, data={"flip": True}))
+    assert len(task) == 20
+    plain, mirrored = task.batch([2]), task.batch([12])
+    assert torch.equal(mirrored["condition"], plain["condition"].flip(-1))
+    assert torch.equal(mirrored["text"], plain["text"])
+    vae = AutoencoderKL.from_pretrained(base / "vae")
+    pixels = condition_to_tensor(task.loader.picture(task.pairs[2]))[None] * 2 - 1
+    with torch.no_grad():
+        wanted = vae.encode(pixels.flip(-1)).latent_dist.parameters
+    torch.testing.assert_close(mirrored["moments"], wanted, rtol=0, atol=1e-5)
+
+
+def test_config_overrides_and_mistakes(base: Path, dataset: Path, tmp_path: Path) -> None:
+    file = tmp_path / "train.yaml"
+    file.write_text(f"base: {base}\ndata: {{folder: {dataset}, condition: canny}}\ntrain: {{out: {tmp_path}, steps: 100}}\n")
+    found = read_config(file, ["train.steps=7", "train.learning_rate=1e-4", "objective.min_snr_gamma=5", "hint_channels=[4, 4, 8, 8]"])
+    assert (found.train.steps, found.train.learning_rate, found.objective.min_snr_gamma) == (7, 1e-4, 5.0)
+    assert found.hint_channels == (4, 4, 8, 8)
+    for override, message in {
+        "train.step=7": "did you mean 'steps'",
+        "train.steps=0": "greater than or equal to 1",
+        "train.steps": "not key=value",
+        "base.x=1": "'base' holds a value",
+        "data.width=100": "multiple of 8",
+    }.items():
+        with pytest.raises(BadRequest, match=message):
+            read_config(file, [override])
+    with pytest.raises(BadRequest, match="cannot be read"):
+        read_config(tmp_path / "none.yaml")
+    file.write_text("a: [")
+    with pytest.raises(BadRequest, match="is not YAML"):
+        main(file)
+
+
+def test_the_base_must_be_one(dataset: Path, tmp_path: Path, base: Path) -> None:
+    with pytest.raises(BadModel):
+        task_of(config(base / "unet", dataset, tmp_path))
+    assert not tmp_path.joinpath("config.yaml").exists()
