@@ -18,7 +18,21 @@ Image = NDArray[np.uint8]  # RGB, HWC
 Estimate = Callable[[Image], NDArray[Any]]  # depth: uint8 (H, W), near = bright; pose: joints (P, 18, 2) in pixels
 
 ROOT = Path(__file__).resolve().parent.parent / "models" / "toyland"
-LOADERS: dict[str, Callable[[Path], Estimate]] = {}
+
+
+def _depth(folder: Path) -> Estimate:
+    from controls.learned import DepthEstimator
+
+    return DepthEstimator(folder)
+
+
+def _pose(folder: Path) -> Estimate:
+    from controls.learned import PoseEstimator
+
+    return PoseEstimator(folder)
+
+
+LOADERS: dict[str, Callable[[Path], Estimate]] = {"depth": _depth, "pose": _pose}
 
 
 @lru_cache(maxsize=8)
