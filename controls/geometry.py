@@ -32,7 +32,7 @@ class Placement:
     def resize(self, image_HWC: Image, resample: Resample) -> Image:
         """The boxed part of the source at the inner size: uint8 HWC → uint8 (inner height, inner width, 3)."""
         left, top, right, bottom = self.box
-        axes = [(1, left, right, self.inner[0]), (0, top, bottom, self.inner[1])]
+        axes = [(0, top, bottom, self.inner[1]), (1, left, right, self.inner[0])]
         for axis, low, high, size in sorted(axes, key=lambda a: a[3] / (a[2] - a[1])):  # shrink first: bounded memory
             image_HWC = _resize_axis(image_HWC, axis, (low, high), size, resample)
         return image_HWC
@@ -93,14 +93,12 @@ def _resize_axis(image_HWC: Image, axis: int, span: tuple[float, float], size: i
 
 def _average(image_HWC: Image, axis: int, edges: NDArray[np.float64]) -> Image:
     """Exact means between neighbouring `edges` along one axis; pixels that an edge cuts count by their part."""
-    first, last = int(edges[0]), int(np.ceil(edges[-1]))
-    sums = np.cumsum(image_HWC.take(np.arange(first, last), axis=axis), axis=axis, dtype=np.uint32)  # 16 million · 255 fits
-    sums = np.insert(sums, 0, 0, axis=axis)
-    index = np.minimum(edges.astype(int), last - 1) - first
+    whole = edges.astype(int)
     shape = [-1 if i == axis else 1 for i in range(3)]
-    part = (edges - first - index).reshape(shape)
-    at_edges = sums.take(index, axis=axis) * (1 - part) + sums.take(index + 1, axis=axis) * part
-    means = np.diff(at_edges, axis=axis) / np.diff(edges).reshape(shape)
+    inside = image_HWC[: whole[-1]] if axis == 0 else image_HWC[:, : whole[-1]]
+    sums = np.add.reduceat(inside, whole[:-1], axis=axis, dtype=np.uint32)  # of the pixels that begin between two edges
+    cut = image_HWC.take(np.minimum(whole, image_HWC.shape[axis] - 1), axis=axis) * (edges - whole).reshape(shape)
+    means = (sums + np.diff(cut, axis=axis)) / np.diff(edges).reshape(shape)
     return _bytes(means)
 
 
