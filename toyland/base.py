@@ -12,15 +12,15 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
-from pipelines.parameterisation import Parameterisation, Path as NoisePath, noised
 from toyland.autoencoder import LATENT_CHANNELS
+from training.objectives import Objective, sample_moments
 from training.randomness import Draws
 
 TEXT_WIDTH, TEXT_LAYERS, TEXT_LENGTH, VOCABULARY = 128, 3, 32, 800
 UNET_WIDTHS = (96, 128, 128)
+HINT_CHANNELS = (8, 16, 32, 64)  # of the ControlNets' hint encoder
 CAPTION_DROPOUT = 0.1
 VARIANTS = 4  # wordings of every caption
 
@@ -92,7 +92,7 @@ class BaseTask:
     moments: np.ndarray
     tokens: np.ndarray
     name: str = "base"
-    path: NoisePath = field(default_factory=lambda: NoisePath.from_scheduler_config(SCHEDULER))
+    objective: Objective = field(default_factory=lambda: Objective.from_scheduler_config(SCHEDULER))
 
     def __post_init__(self) -> None:
         self.empty = torch.tensor(tokenise(self.tokenizer, [""])[0])
@@ -107,20 +107,15 @@ class BaseTask:
         return {"moments": torch.from_numpy(self.moments[indices].astype(np.float32)), "tokens": torch.from_numpy(self.tokens[indices])}
 
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
-        mean, logvar = batch["moments"].chunk(2, dim=1)
-        shape = tuple(mean.shape[1:])
-        x0 = mean + torch.exp(0.5 * logvar) * draws.normal(shape, "posterior")
+        x0_BCHW = sample_moments(batch["moments"], draws, 1.0)
         variant = (draws.uniform(name="variant") * VARIANTS).long()
         tokens = batch["tokens"][torch.arange(len(variant), device=variant.device), variant].long()
         dropped = draws.uniform(name="caption dropout") < CAPTION_DROPOUT
         tokens = torch.where(dropped[:, None], self.empty.to(tokens.device), tokens)
-        t = (draws.uniform(name="time") * len(self.path)).long()
-        alpha, sigma = self.path.alpha_sigma(t)
-        noise = draws.normal(shape, "noise")
-        out = self.unet(noised(x0, noise, alpha, sigma), t, self.text_encoder(tokens).last_hidden_state).sample
-        target = Parameterisation("v").target(x0, noise, alpha, sigma)
-        loss = functional.mse_loss(out.float(), target)
-        return loss, {}
+        noised = self.objective.noised(x0_BCHW, draws)
+        text_BLD = self.text_encoder(tokens).last_hidden_state
+        out_BCHW = self.unet(noised.x_BCHW, noised.t_B, text_BLD, return_dict=False)[0]
+        return self.objective.loss(noised, out_BCHW), {}
 
     def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
         unet = UNet2DConditionModel.from_config(self.unet.config)

@@ -17,6 +17,7 @@ class Recipe:
     autoencoder: dict[str, object]
     base: dict[str, object]
     controlnet: dict[str, object]
+    decoder: dict[str, object]
 
     def config(self, stage: str, out: object) -> TrainConfig:
         """The TrainConfig of a stage."""
@@ -56,6 +57,25 @@ RECIPES: dict[RecipeName, Recipe] = {
             "ema_decay": 0.999,
             "precision": "fp32",
         },
-        controlnet={},
+        controlnet={
+            "steps": 2400,
+            "batch_size": 8,
+            "learning_rate": 6e-4,
+            "warmup": 100,
+            "schedule": "cosine",
+            "betas": (0.9, 0.99),
+            "ema_decay": 0.998,
+            "learning_rate_factors": {"controlnet.controlnet_cond_embedding": 2.0},
+        },
+        decoder={
+            "steps": 1500,
+            "batch_size": 16,
+            "learning_rate": 1e-3,
+            "warmup": 50,
+            "schedule": "cosine",
+            "betas": (0.9, 0.99),
+            "ema_decay": 0.998,
+            "precision": "bf16",
+        },
     ),
 }

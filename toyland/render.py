@@ -41,12 +41,14 @@ class Rendered:
     """A scene as pictures.
 
     picture_HWC: uint8 RGB. depth_HW: float32, metres along the view axis, inf in the sky. instance_HW: uint8, 0 background, i the i-th
-    thing or the figure. ground_HW: bool. joints_18x2: float32 pixels (x, y), NaN where the figure hides it or there is no figure.
+    thing or the figure. solid_HW: int16, which of the scene's solids is seen, -1 for none. ground_HW: bool. joints_18x2: float32 pixels
+    (x, y), NaN where the figure hides it or there is no figure.
     """
 
     picture_HWC: NDArray[np.uint8]
     depth_HW: Array
     instance_HW: NDArray[np.uint8]
+    solid_HW: NDArray[np.int16]
     ground_HW: NDArray[np.bool_]
     joints_18x2: Array
 
@@ -70,6 +72,7 @@ def render(scene: Scene, size: int = 128) -> Rendered:
         picture_HWC=np.ascontiguousarray(picture),
         depth_HW=t.reshape(size, size),
         instance_HW=instances[part].reshape(size, size),
+        solid_HW=(np.maximum(part, 1) - 2).astype(np.int16).reshape(size, size),
         ground_HW=(part == 1).reshape(size, size),
         joints_18x2=_project_joints(scene, size),
     )

@@ -1,25 +1,34 @@
 """One training stage of the embedded model: `torchrun --nproc_per_node N -m toyland.stages STAGE RUN RECIPE`."""
 
+import json
 import sys
 from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
 
-from core.files import publish_folder
+from core.files import publish, publish_folder
 from toyland.arrays import packed
 from toyland.autoencoder import AutoencoderTask, new_autoencoder, standardise
-from toyland.base import BaseTask, new_text_encoder, new_unet
+from toyland.base import HINT_CHANNELS, BaseTask, new_text_encoder, new_unet
+from toyland.dataset import read_rows
 from toyland.latents import moments, tokens
-from toyland.recipe import RECIPES
+from toyland.recipe import RECIPES, Recipe, RecipeName
+from training.data import DataConfig
+from training.run import ControlNetConfig, train_controlnet
 from training.trainer import Task, train
 
+EMPTY_POSES = 0.1  # share of the scenes without a figure among those the pose ControlNet sees
 
-def main(stage: str, run: str, recipe_name: str) -> None:
+
+def main(stage: str, run: Path, name: RecipeName) -> None:
     """Trains a stage in `RUN/<stage>`, going on from its newest checkpoint."""
-    folder, recipe = Path(run), RECIPES[recipe_name]  # type: ignore[index]
+    recipe = RECIPES[name]
     torch.manual_seed(0)
-    train(_task(stage, folder), recipe.config(stage.split(":")[0], folder / stage.replace(":", "-")))
+    if stage.startswith("controlnet:"):
+        train_controlnet(controlnet_config(run, stage.partition(":")[2], recipe))
+    else:
+        train(_task(stage, run), recipe.config(stage, run / stage))
 
 
 def prepare(run: Path) -> None:
@@ -30,6 +39,19 @@ def prepare(run: Path) -> None:
         publish_folder(run / "vae", vae.save_pretrained)
     moments(run)
     tokens(run)
+    _posed(run)
+
+
+def controlnet_config(run: Path, kind: str, recipe: Recipe) -> ControlNetConfig:
+    """What `limn train` would be given to train this ControlNet."""
+    return ControlNetConfig(
+        base=str(run / "pipeline"),
+        hint_channels=HINT_CHANNELS,
+        data=DataConfig(folder=run / ("posed" if kind == "pose" else "dataset"), condition=kind),
+        caption_dropout=0.2,
+        cache=run / "cache",
+        train=recipe.config("controlnet", run / f"controlnet-{kind}"),
+    )
 
 
 def _task(stage: str, run: Path) -> Task:
@@ -38,14 +60,27 @@ def _task(stage: str, run: Path) -> Task:
     if stage == "autoencoder":
         vae = AutoencoderKL.from_pretrained(run / "autoencoder_half" / "weights" / "vae")
         return AutoencoderTask(vae, run / "dataset")
+    if stage == "decoder":
+        return AutoencoderTask(AutoencoderKL.from_pretrained(run / "vae"), run / "dataset", decoder_only=True, name="decoder")
     if stage == "base":
         tokenizer, ids = tokens(run)
         return BaseTask(new_unet(), new_text_encoder(tokenizer), tokenizer, moments(run), ids)
-    raise ValueError(stage)
+    raise ValueError(f"no such stage: {stage}")
+
+
+def _posed(run: Path) -> None:
+    """A view of the dataset for the pose ControlNet: every scene with a figure, and a few without, whose map is black."""
+    path = run / "posed" / "metadata.jsonl"
+    if path.exists():
+        return
+    rows = read_rows(run / "dataset")
+    kept = [row for index, row in enumerate(rows) if row["figure"] or index % round(1 / EMPTY_POSES) == 0]
+    lines = [{"text": row["text"], **{column: f"../dataset/{row[column]}" for column in ("file_name", "pose")}} for row in kept]
+    publish(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 if __name__ == "__main__":
-    if sys.argv[1] == "prepare":
+    if sys.argv[1] == "latents":
         prepare(Path(sys.argv[2]))
     else:
-        main(*sys.argv[1:])
+        main(sys.argv[1], Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]
