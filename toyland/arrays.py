@@ -13,7 +13,7 @@ COLUMNS = {"images": "file_name", "masks": "mask", "canny": "canny", "depth": "d
 
 
 def packed(folder: Path, name: str) -> NDArray[np.uint8]:
-    """The pictures of one kind, (N, H, W, 3) uint8 RGB or (N, H, W) for masks, mapped from `<folder>/arrays-<name>/`, which is made if missing.
+    """The pictures of one kind, (N, H, W, 3) uint8 RGB or (N, H, W) for masks, mapped from `<folder>/arrays-<name>/`.
 
     name: "images", "masks", "canny", "depth" or "pose".
     """

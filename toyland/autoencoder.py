@@ -109,7 +109,7 @@ class AutoencoderTask:
 
 @torch.no_grad()
 def standardise(vae: AutoencoderKL, images: np.ndarray) -> None:
-    """Gives every latent channel mean 0 and deviation 1 over `images` (N, H, W, 3), folded into the two 1×1 convolutions around the latents.
+    """Gives every latent channel mean 0 and deviation 1 over `images` (N, H, W, 3), folded into the 1×1 convolutions around the latents.
 
     The pictures stay the same and scaling_factor stays 1: a plain Stable Diffusion pipeline sees latents of unit size.
     """

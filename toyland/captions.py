@@ -34,7 +34,8 @@ def caption(scene: Scene, variant: int = 0) -> str:
 
     place, time = pick(GROUND_WORDS[scene.ground]), pick(TIME_WORDS[scene.time])
     if scene.figure is not None:
-        subject = f"a {pick(PERSON_WORDS)} in {article(scene.figure.shirt)} {scene.figure.shirt} shirt and {scene.figure.pants} {pick(PANTS_WORDS)}"
+        person, shirt = pick(PERSON_WORDS), f"{article(scene.figure.shirt)} {scene.figure.shirt} shirt"
+        subject = f"a {person} in {shirt} and {scene.figure.pants} {pick(PANTS_WORDS)}"
         phrase = POSES[scene.figure.pose]
         if phrase and rng.random() < 0.7:
             subject = f"{subject} {phrase}"

@@ -74,7 +74,7 @@ def build(
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a built dataset."""
-    with open(folder / "metadata.jsonl", encoding="utf-8") as lines:
+    with (folder / "metadata.jsonl").open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 

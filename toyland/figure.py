@@ -7,6 +7,7 @@ of about 1.75 m; the head is a little large and the limbs a little thick, so tha
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from toyland.geometry import Array, Solid, frame_along, rotation_y
 
@@ -30,7 +31,7 @@ TORSO, SHOULDER, HIP, NECK, HEAD = 0.50, 0.215, 0.115, 0.10, 0.165
 
 @dataclass(frozen=True)
 class Limb:
-    """One arm or leg. polar: degrees from hanging (0) to straight up (180); azimuth: degrees from sideways (0) to forward (90); bend: degrees."""
+    """One arm or leg, in degrees. polar: 0 hangs, 180 points up; azimuth: 0 is sideways, 90 forward; bend: of elbow or knee."""
 
     polar: float
     azimuth: float
@@ -102,12 +103,14 @@ def joints(figure: Figure) -> Array:
 
     def direction(limb: Limb, side: Array) -> Array:
         polar, azimuth = np.radians(limb.polar), np.radians(limb.azimuth)
-        return -np.cos(polar) * up + np.sin(polar) * (np.cos(azimuth) * side + np.sin(azimuth) * forward)
+        pointing: Array = -np.cos(polar) * up + np.sin(polar) * (np.cos(azimuth) * side + np.sin(azimuth) * forward)
+        return pointing
 
     def bent(first: Array, towards: Array, degrees: float) -> Array:
         hinge = towards - (towards @ first) * first
         hinge /= np.linalg.norm(hinge) + 1e-6
-        return np.cos(np.radians(degrees)) * first + np.sin(np.radians(degrees)) * hinge
+        turned: Array = np.cos(np.radians(degrees)) * first + np.sin(np.radians(degrees)) * hinge
+        return turned
 
     pelvis = np.zeros(3, np.float32)
     neck = pelvis + TORSO * up
@@ -164,7 +167,7 @@ def solids(figure: Figure, instance: int) -> list[Solid]:
     return body
 
 
-def face_visible(figure: Figure, to_camera: Array) -> Array:
+def face_visible(figure: Figure, to_camera: Array) -> NDArray[np.bool_]:
     """Booleans (18,): False for eyes, ears and nose that look away from the camera."""
     left, _, forward = _axes(figure)
     visible = np.ones(18, bool)

@@ -8,11 +8,12 @@ ellipsoids, cubes and slabs, round and flattened capsules.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Array = NDArray[np.float32]
+Array = NDArray[np.floating[Any]]
 EPSILON = np.float32(1e-4)
 
 
@@ -71,7 +72,8 @@ def normals(solid: Solid, points_3N: Array) -> Array:
     else:
         n_3N = np.stack([x, y - np.clip(y, 0, solid.length), z])
     world = solid.matrix.T @ n_3N.astype(np.float32)
-    return world / np.maximum(np.sqrt((world * world).sum(0)), 1e-9)
+    unit: Array = world / np.maximum(np.sqrt((world * world).sum(0)), np.float32(1e-9))
+    return unit
 
 
 def rotation_y(angle: float) -> Array:
@@ -96,7 +98,8 @@ def _ball(o: Array, d: Array, radius: float) -> Array:
     a, b, c = (d * d).sum(0), (o * d).sum(0), (o * o).sum(0) - np.float32(radius) ** 2
     root = np.sqrt(b * b - a * c)
     first = (-b - root) / a
-    return np.where(first > EPSILON, first, (-b + root) / a)
+    nearest: Array = np.where(first > EPSILON, first, (-b + root) / a)
+    return nearest
 
 
 def _cube(_: Solid, o: Array, d: Array) -> Array:

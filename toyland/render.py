@@ -149,7 +149,8 @@ def _sky(scene: Scene, unit_3N: Array, horizon: Array, zenith: Array, sun: Array
         level = np.array([sun[0], 0.1, sun[2]], np.float32)
         towards = np.maximum((unit_3N * (level / np.linalg.norm(level))[:, None]).sum(0), 0)
         colour = colour + np.array([[0.35], [0.16], [0.02]], np.float32) * towards**6
-    return colour
+    sky: Array = colour
+    return sky
 
 
 def _surface(scene: Scene, part: NDArray[np.intp], points: Array, eye: Array) -> tuple[Array, Array, Array]:
@@ -207,14 +208,16 @@ def _ground(scene: Scene, x: Array, z: Array) -> Array:
         tone = 1 + (0.35 * (_noise(x * 1.4, z * 1.4, scene.texture) - 0.5) + 0.4 * fade * (_noise(x * 9, z * 4, scene.texture) - 0.5))
     else:
         tone = 1 + 0.10 * (_noise(x * 1.1, z * 1.1, scene.texture) - 0.5)
-    return base * tone.astype(np.float32)
+    albedo: Array = base * tone.astype(np.float32)
+    return albedo
 
 
 def _hash(i: Array, j: Array, key: int) -> Array:
     """A pseudo-random number in [0, 1) for each integer lattice point."""
     mixed = (i.astype(np.int64) * 73856093) ^ (j.astype(np.int64) * 19349663) ^ (key * 83492791)
     mixed = (mixed ^ (mixed >> 13)) * 1274126177
-    return (((mixed ^ (mixed >> 16)) & 0xFFFF) / 65536).astype(np.float32)
+    fraction: Array = (((mixed ^ (mixed >> 16)) & 0xFFFF) / 65536).astype(np.float32)
+    return fraction
 
 
 def _noise(x: Array, z: Array, key: int) -> Array:
@@ -224,7 +227,8 @@ def _noise(x: Array, z: Array, key: int) -> Array:
     u, v = u * u * (3 - 2 * u), v * v * (3 - 2 * v)
     low = _hash(i, j, key) * (1 - u) + _hash(i + 1, j, key) * u
     high = _hash(i, j + 1, key) * (1 - u) + _hash(i + 1, j + 1, key) * u
-    return low * (1 - v) + high * v
+    value: Array = low * (1 - v) + high * v
+    return value
 
 
 def _shadowed(scene: Scene, points_3N: Array, sun: Array, needed: NDArray[np.bool_]) -> NDArray[np.bool_]:

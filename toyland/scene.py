@@ -1,7 +1,7 @@
 """What a toyland scene is, and how a seed becomes one."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -75,7 +75,7 @@ def sample(seed: int, split: Split = "train") -> Scene:
     return _with_things(common, rng, split)
 
 
-def _with_figure(common: dict, rng: np.random.Generator) -> Scene:
+def _with_figure(common: dict[str, Any], rng: np.random.Generator) -> Scene:
     distance = rng.uniform(3.05, 3.8)
     camera = _aim(rng.uniform(0.95, 1.5), distance, rng.uniform(0.37, 0.44))
     pose = str(rng.choice(list(figures.POSES), p=_pose_weights()))
@@ -94,7 +94,7 @@ def _with_figure(common: dict, rng: np.random.Generator) -> Scene:
     return Scene(camera=camera, figure=person, solids=tuple(figures.solids(person, 1)), **common)
 
 
-def _with_things(common: dict, rng: np.random.Generator, split: Split) -> Scene:
+def _with_things(common: dict[str, Any], rng: np.random.Generator, split: Split) -> Scene:
     count = 1 if split == "composition" else int(rng.choice([1, 2, 3], p=[0.35, 0.4, 0.25]))
     distance = rng.uniform(3.4, 4.2)
     camera = _aim(rng.uniform(1.2, 2.0), distance, rng.uniform(0.24, 0.34))

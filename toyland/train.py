@@ -56,7 +56,8 @@ def rebuild(
         raise unknown_name("stage", only, STAGES)
     for stage in (only,) if only else STAGES:
         if stage == "dataset":
-            dataset.build(run / "dataset", RECIPES[recipe].scenes, on_progress=lambda done, count: say(f"dataset: {done} of {count} scenes"))
+            report = lambda done, count: say(f"dataset: {done} of {count} scenes")  # noqa: E731
+            dataset.build(run / "dataset", RECIPES[recipe].scenes, on_progress=report)
         elif stage == "pipeline":
             assemble(run, run / "pipeline")
         elif stage == "package":
