@@ -47,7 +47,13 @@ $(BIN)/python:
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt requirements-gpu.txt pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@$(BIN)/python -c 'import cv2' 2>/dev/null || $(OPENCV_LIBRARIES) || $(OPENCV_HEADLESS)
 	@touch $@
+
+# opencv-python links against libGL and GLib, which a bare server lacks: add them where we may, else take the build without windows.
+OPENCV_LIBRARIES = { [ "$$(id -u)" = 0 ] && $(APT) update -qq && $(APT) install -qq -y --no-install-recommends libgl1 libglib2.0-0; }
+OPENCV_HEADLESS = { $(BIN)/python -m pip uninstall -q -y opencv-python; \
+	$(BIN)/python -m pip install -q "$$(sed -n 's/^opencv-python==/opencv-python-headless==/p' requirements.txt)"; }
 
 # The browser test drives a real Chromium: the system's, or Debian's package where we may install it, or Playwright's own.
 $(VENV)/.chromium: | $(VENV)/.installed
