@@ -18,7 +18,7 @@ class TrainConfig(Frozen):
     batch_size: int = Field(16, ge=1, description="samples per optimiser step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches that a process makes of its share of the batch")
     learning_rate: float = Field(1e-4, gt=0.0, description="peak rate of AdamW")
-    learning_rate_factors: dict[str, float] = Field(
+    learning_rate_factors: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
         default_factory=dict, description="factor on the rate for parameters whose name starts with the key; the longest key wins"
     )
     warmup: int = Field(0, ge=0, description="steps over which the rate rises linearly from 0")

@@ -8,12 +8,11 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import accelerate
 import torch
@@ -29,60 +28,9 @@ from training.config import TrainConfig
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
+from training.task import OnStep, Run, Task, WithFrozen
 
-
-class Task(Protocol):
-    """What is trained: its modules, its samples, its loss."""
-
-    name: str
-
-    def modules(self) -> dict[str, nn.Module]:
-        """The modules that are saved and averaged, by name; their parameters that require gradients are trained."""
-        ...
-
-    def __len__(self) -> int:
-        """How many samples there are."""
-        ...
-
-    def batch(self, indices: list[int]) -> Any:
-        """Loads these samples, on the CPU and without randomness; may run in a worker process."""
-        ...
-
-    def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
-        """The mean loss over the batch and numbers to log; row i of `draws` belongs to sample i."""
-        ...
-
-    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        """Writes the finished weights into `folder`; `ema` holds a full state dict per module."""
-        ...
-
-
-@runtime_checkable
-class WithFrozen(Protocol):
-    """A task that also needs modules it does not train: the trainer places them, in evaluation mode and without gradients."""
-
-    def frozen(self) -> dict[str, nn.Module]:
-        """The frozen modules, by name."""
-        ...
-
-
-@dataclass
-class Run:
-    """A run between two steps, as callbacks see it."""
-
-    step: int
-    task: Task
-    config: TrainConfig
-    average: Average
-    main: bool
-    metrics: dict[str, float] = field(default_factory=dict)
-
-    def weights(self) -> dict[str, dict[str, Tensor]]:
-        """The averaged weights, a full state dict per module, on the CPU."""
-        return self.average.state_dicts(self.task.modules())
-
-
-OnStep = Callable[[Run], None]
+__all__ = ["OnStep", "Run", "Task", "WithFrozen", "train"]
 
 
 def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run:
