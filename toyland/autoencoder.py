@@ -49,23 +49,16 @@ def new_autoencoder() -> AutoencoderKL:
 
 @dataclass
 class AutoencoderTask:
-    """Reconstruction of whole pictures. `shrink` 2 trains on pictures of half the size, four times as fast, to begin with.
-
-    decoder_only: the encoder stays as it is, so that latents that a UNet was trained on keep their meaning.
-    """
+    """Reconstruction of whole pictures. `shrink` 2 trains on pictures of half the size, four times as fast, to begin with."""
 
     vae: AutoencoderKL
     dataset: Path
     shrink: int = 1
-    decoder_only: bool = False
     kl_weight: float = 5e-4
     name: str = "autoencoder"
 
     def __post_init__(self) -> None:
         self.images, self.masks = packed(self.dataset, "images"), packed(self.dataset, "masks")
-        if self.decoder_only:
-            self.vae.encoder.requires_grad_(False)
-            self.vae.quant_conv.requires_grad_(False)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"vae": self.vae}

@@ -1,81 +1,54 @@
 """How long each stage of the embedded model is trained: one recipe for two CPU cores, one for a GPU."""
 
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 from training.config import TrainConfig
 
 RecipeName = Literal["cpu", "gpu"]
 
+# What every stage shares: short runs from scratch want a quick second moment, a rate that falls to nothing, and averaged weights.
+_COMMON: dict[str, Any] = {"schedule": "cosine", "betas": (0.9, 0.99), "precision": "bf16"}
+_HINT = {"controlnet.controlnet_cond_embedding": 2.0}  # the only part of a ControlNet that starts from nothing
+
 
 @dataclass(frozen=True)
 class Recipe:
-    """Scenes, and the settings of every stage; `out` is filled in by the stage."""
+    """Training scenes, and the settings of every stage."""
 
     scenes: int
-    autoencoder_half: dict[str, object]
-    autoencoder: dict[str, object]
-    base: dict[str, object]
-    controlnet: dict[str, object]
-    decoder: dict[str, object]
+    stages: dict[str, dict[str, Any]]
+    device: Literal["auto", "cpu"]
 
-    def config(self, stage: str, out: object) -> TrainConfig:
-        """The TrainConfig of a stage."""
-        return TrainConfig.model_validate({"out": out, "device": "cpu", **getattr(self, stage)})
+    def config(self, stage: str, out: Path) -> TrainConfig:
+        """The TrainConfig of a stage whose results go to `out`."""
+        return TrainConfig.model_validate({**_COMMON, **self.stages[stage], "out": out, "device": self.device})
+
+
+def _stage(steps: int, batch_size: int, learning_rate: float, warmup: int, **others: Any) -> dict[str, Any]:
+    return {"steps": steps, "batch_size": batch_size, "learning_rate": learning_rate, "warmup": warmup, **others}
 
 
 RECIPES: dict[RecipeName, Recipe] = {
     "cpu": Recipe(
         scenes=24_000,
-        autoencoder_half={
-            "steps": 2500,
-            "batch_size": 32,
-            "learning_rate": 2e-3,
-            "warmup": 100,
-            "schedule": "cosine",
-            "betas": (0.9, 0.99),
-            "ema_decay": 0.995,
-            "precision": "bf16",
+        stages={
+            "autoencoder_half": _stage(2500, 32, 2e-3, 100, ema_decay=0.995),
+            "autoencoder": _stage(1600, 16, 1.5e-3, 100, ema_decay=0.998),
+            "base": _stage(6500, 32, 8e-4, 200, ema_decay=0.999),
+            "controlnet": _stage(2200, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
         },
-        autoencoder={
-            "steps": 1600,
-            "batch_size": 16,
-            "learning_rate": 1.5e-3,
-            "warmup": 100,
-            "schedule": "cosine",
-            "betas": (0.9, 0.99),
-            "ema_decay": 0.998,
-            "precision": "bf16",
+        device="cpu",
+    ),
+    "gpu": Recipe(
+        scenes=120_000,
+        stages={
+            "autoencoder_half": _stage(5000, 64, 2e-3, 200, ema_decay=0.998, workers=8),
+            "autoencoder": _stage(20_000, 64, 1e-3, 500, ema_decay=0.999, workers=8),
+            "base": _stage(60_000, 128, 6e-4, 1000, ema_decay=0.9995, workers=8),
+            "controlnet": _stage(15_000, 64, 4e-4, 500, ema_decay=0.999, workers=8, learning_rate_factors=_HINT),
         },
-        base={
-            "steps": 6000,
-            "batch_size": 16,
-            "learning_rate": 8e-4,
-            "warmup": 200,
-            "schedule": "cosine",
-            "betas": (0.9, 0.99),
-            "ema_decay": 0.999,
-            "precision": "fp32",
-        },
-        controlnet={
-            "steps": 2400,
-            "batch_size": 8,
-            "learning_rate": 6e-4,
-            "warmup": 100,
-            "schedule": "cosine",
-            "betas": (0.9, 0.99),
-            "ema_decay": 0.998,
-            "learning_rate_factors": {"controlnet.controlnet_cond_embedding": 2.0},
-        },
-        decoder={
-            "steps": 1500,
-            "batch_size": 16,
-            "learning_rate": 1e-3,
-            "warmup": 50,
-            "schedule": "cosine",
-            "betas": (0.9, 0.99),
-            "ema_decay": 0.998,
-            "precision": "bf16",
-        },
+        device="auto",
     ),
 }

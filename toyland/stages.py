@@ -60,8 +60,6 @@ def _task(stage: str, run: Path) -> Task:
     if stage == "autoencoder":
         vae = AutoencoderKL.from_pretrained(run / "autoencoder_half" / "weights" / "vae")
         return AutoencoderTask(vae, run / "dataset")
-    if stage == "decoder":
-        return AutoencoderTask(AutoencoderKL.from_pretrained(run / "vae"), run / "dataset", decoder_only=True, name="decoder")
     if stage == "base":
         tokenizer, ids = tokens(run)
         return BaseTask(new_unet(), new_text_encoder(tokenizer), tokenizer, moments(run), ids)

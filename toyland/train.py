@@ -27,7 +27,6 @@ STAGES = (
     "controlnet:canny",
     "controlnet:depth",
     "controlnet:pose",
-    "decoder",
     "package",
 )
 
@@ -56,8 +55,7 @@ def rebuild(
         raise unknown_name("stage", only, STAGES)
     for stage in (only,) if only else STAGES:
         if stage == "dataset":
-            report = lambda done, count: say(f"dataset: {done} of {count} scenes")  # noqa: E731
-            dataset.build(run / "dataset", RECIPES[recipe].scenes, on_progress=report)
+            dataset.build(run / "dataset", RECIPES[recipe].scenes, on_progress=lambda done, of: say(f"dataset: {done} of {of} scenes"))
         elif stage == "pipeline":
             assemble(run, run / "pipeline")
         elif stage == "package":
@@ -73,14 +71,14 @@ def rebuild(
 
 
 def assemble(run: Path, folder: Path) -> None:
-    """Writes autoencoder, text encoder, UNet and scheduler as one Stable Diffusion folder in fp16; with the finest decoder there is."""
+    """Writes autoencoder, text encoder, UNet and scheduler as one Stable Diffusion folder in fp16."""
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    decoder, base = run / "decoder" / "weights" / "vae", run / "base" / "weights"
+    base = run / "base" / "weights"
     pipeline = StableDiffusionPipeline(
-        vae=AutoencoderKL.from_pretrained(decoder if decoder.is_dir() else run / "vae"),
+        vae=AutoencoderKL.from_pretrained(run / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
         tokenizer=CLIPTokenizer.from_pretrained(base / "tokenizer"),
         unet=UNet2DConditionModel.from_pretrained(base / "unet"),
