@@ -93,10 +93,9 @@ def load_part(part: Any, folder: Path, place: Place) -> Any:
     read_config(folder / "config.json")
     files = weight_files(folder)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    dtype_key = "torch_dtype" if part.__module__.startswith("diffusers") else "dtype"
     with quiet():
         try:
-            network, info = part.from_pretrained(folder, **options, **{dtype_key: place.dtype})
+            network, info = part.from_pretrained(folder, dtype=place.dtype, **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
             reason = " ".join(str(error).split())[:200]
             raise BadModel(f"weights {str(files[0])!r} do not fit their config.json ({reason}): fetch the model again") from error
