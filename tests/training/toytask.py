@@ -58,7 +58,8 @@ class ToyTask:
 
     def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
         save_file(
-            {f"{part}.{name}": t.contiguous().clone() for part, state in ema.items() for name, t in state.items()}, folder / "toy.safetensors"
+            {f"{part}.{name}": t.contiguous().clone() for part, state in ema.items() for name, t in state.items()},
+            folder / "toy.safetensors",
         )
 
 
