@@ -16,6 +16,7 @@ import typer
 from core import terminal
 from core.errors import BadRequest, LimnError
 from core.request import RenderRequest, Resize, build_request
+from toyland import commands as toyland_commands
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -34,10 +35,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-toyland_app = typer.Typer(
-    help="The toyland world: its data, the embedded model, and the figures that say how good it is.", no_args_is_help=True
-)
-app.add_typer(toyland_app, name="toyland")
+app.add_typer(toyland_commands.app, name="toyland")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -189,39 +187,6 @@ def models(*, as_json: Json = False) -> None:
     typer.echo(f"{len(found)} files, {sum(row['bytes'] for row in found) / 1e6:.1f} MB, in {folder}")
 
 
-@toyland_app.command("build")
-def toyland_build(
-    *,
-    count: Annotated[int, typer.Option("--count", help="Scenes.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder of the dataset; an interrupted build goes on where it stopped.")],
-    seed: Annotated[int, typer.Option("--seed", help="Scene i is drawn with seed + i.")] = 0,
-    size: Annotated[int, typer.Option("--size", help="Pixels on each side.")] = 128,
-    workers: Annotated[int | None, typer.Option("--workers", help="Processes; by default one per core.")] = None,
-) -> None:
-    """Build a toyland dataset: pictures, captions, control maps, masks and joints."""
-    from toyland.dataset import build
-
-    with terminal.progress("scenes", count) as done:
-        metadata = build(out, count, seed=seed, size=size, workers=workers, on_progress=lambda built, _: done(built))
-    typer.echo(metadata)
-
-
-@toyland_app.command("train")
-def toyland_train(
-    *,
-    run_folder: Annotated[Path, typer.Option("--run", help="Folder for data, checkpoints and logs; started again, it goes on.")] = Path(
-        "runs/toyland"
-    ),
-    recipe: Annotated[str, typer.Option("--recipe", help="How long each stage is trained: cpu or gpu.")] = "cpu",
-    only: Annotated[str | None, typer.Option("--only", help="One stage alone.")] = None,
-    processes: Annotated[int | None, typer.Option("--processes", help="By default one per core, or one per GPU.")] = None,
-) -> None:
-    """Rebuild the embedded model from nothing, stage by stage."""
-    from toyland.train import rebuild
-
-    rebuild(run_folder, recipe, processes=processes, only=only, say=typer.echo)
-
-
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file; its keys are those of training.run.ControlNetConfig.")],
@@ -233,6 +198,32 @@ def train(
     finished = train_from(config, overrides or [])
     if finished.main:
         typer.echo(finished.config.out / "weights")
+
+
+@app.command()
+def evaluate(
+    *,
+    model: Annotated[str, typer.Option("--model", help=_help("model"))] = DEFAULT.model,
+    controlnets: Annotated[
+        list[str] | None, typer.Option("--controlnet", metavar="KIND=FOLDER", help="Repeatable; by default those beside the model.")
+    ] = None,
+    count: Annotated[int, typer.Option("--count", help="Held-out toyland scenes.")] = 200,
+    steps: Annotated[int, typer.Option("--steps", help=_help("steps"))] = DEFAULT.steps,
+    guidance: Annotated[float, typer.Option("--guidance", help=_help("guidance_scale"))] = DEFAULT.guidance_scale,
+    seed: Annotated[int, typer.Option("--seed", help=_help("seed"))] = DEFAULT.seed,
+    workers: Annotated[int | None, typer.Option("--workers", help="Processes; by default one per core.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Folder for the table as JSON and Markdown.")] = Path("outputs/evaluation"),
+    as_json: Json = False,
+) -> None:
+    """Measure how well a model and its ControlNets obey prompt and control, beside floor and ceiling."""
+    import controls
+    from toyland.judge import Settings
+
+    nets = _pairs(controlnets or [])
+    for kind in nets:
+        controls.get(kind)
+    settings = Settings(model=model, controlnets=nets, count=count, steps=steps, guidance_scale=guidance, seed=seed)
+    toyland_commands.measure(settings, out, workers=workers, as_json=as_json)
 
 
 def _size(text: str) -> tuple[int, int]:
