@@ -1,0 +1,137 @@
+"""Measures the embedded model on scenes it has never seen, through the renderer that users have, and says whether its goals are met.
+
+Every picture is drawn from the scene's own caption with its exact maps. Floors are pictures without the control, or with another scene's
+caption; ceilings are the true pictures through the autoencoder, which carry its blur but no mistake. Scenes are shared out over processes
+of one thread each: at this size that draws more than threads do.
+"""
+
+import multiprocessing
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadRequest, LimnError
+from core.files import publish, sha256_file
+from core.images import encode_png
+from core.provenance import library_versions
+from core.sheet import contact_sheet
+from toyland.captions import caption
+from toyland.judge import Judge, Settings, Split
+from toyland.measure import Palette
+from toyland.report import Measured, Report, build_report
+from toyland.scene import sample
+
+SHEET_SIDE = 6
+
+_judge: Judge | None = None  # a worker process's own
+
+
+def evaluate(settings: Settings, *, workers: int | None = None, on_progress: Callable[[int, int], None] | None = None) -> Report:
+    """Measures `count` held-out scenes, and as many of colour and shape pairs never seen.
+
+    workers: processes; default one per core, or one where there is an accelerator. on_progress(done, scenes) is called after every scene.
+    The numbers do not depend on `workers`.
+
+    Raises:
+        BadRequest: no scene to measure.
+        BadModel, Mismatch: the model or a ControlNet cannot be used.
+    """
+    if settings.count < 1:
+        raise BadRequest(f"count = {settings.count}: at least 1 scene is measured")
+    started = time.monotonic()
+    jobs: list[tuple[Split, int]] = [(split, index) for index in range(settings.count) for split in ("test", "composition")]
+    scenes: list[Measured] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for numbers in _measured(settings, Palette.measure(), Path(folder), jobs, workers or _default_workers(settings)):
+            scenes.append(numbers)
+            if on_progress:
+                on_progress(len(scenes), len(jobs))
+    return build_report(scenes, _described(settings) | {"minutes": round((time.monotonic() - started) / 60, 1)})
+
+
+def save(report: Report, folder: Path) -> list[Path]:
+    """Publishes `evaluation.json` and `evaluation.md`, each whole or not at all."""
+    paths = [folder / "evaluation.json", folder / "evaluation.md"]
+    for path, text in zip(paths, (report.as_json(), report.as_markdown()), strict=True):
+        publish(path, text.encode())
+    return paths
+
+
+def card_sheet(settings: Settings, path: Path, *, on_progress: Callable[[int, int], None] | None = None) -> Path:
+    """Publishes 6 × 6 pictures drawn from held-out captions without any control, people and shapes in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        judge = Judge(settings, Palette({}), Path(folder))
+        half = SHEET_SIDE**2 // 2
+        scenes = [sample(seed, "test") for seed in range(10 * half)]
+        people = [scene for scene in scenes if scene.figure][:half]
+        things = [scene for scene in scenes if not scene.figure][:half]
+        captions = [caption(scene) for pair in zip(people, things, strict=True) for scene in pair]
+        pictures = []
+        for index, text in enumerate(captions):
+            pictures.append(judge.draw(text, index))
+            if on_progress:
+                on_progress(index + 1, len(captions))
+    sheet_HWC = contact_sheet([[picture] for picture in pictures], captions, columns=SHEET_SIDE, cell_px=192)
+    publish(path, encode_png(sheet_HWC, {}))
+    return path
+
+
+def _measured(settings: Settings, palette: Palette, folder: Path, jobs: list[tuple[Split, int]], workers: int) -> Iterator[Measured]:
+    """The jobs' numbers, in the jobs' order."""
+    if workers == 1:
+        yield from map(Judge(settings, palette, folder), jobs)
+        return
+    Judge(settings, palette, folder)  # what is wrong with a model is said here, once, and not by every process
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (settings, palette, folder))
+    try:
+        yield from pool.map(_work, jobs)
+    except BrokenProcessPool:
+        raise LimnError("a process that measures was killed, perhaps for want of memory: use fewer workers") from None
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _start(settings: Settings, palette: Palette, folder: Path) -> None:
+    import torch
+
+    global _judge
+    torch.set_num_threads(1)
+    _judge = Judge(settings, palette, folder)
+
+
+def _work(job: tuple[Split, int]) -> Measured:
+    assert _judge is not None
+    return _judge(job)
+
+
+def _default_workers(settings: Settings) -> int:
+    from pipelines.engine import choose_place
+
+    return (os.cpu_count() or 1) if choose_place(settings.device).device.type == "cpu" else 1
+
+
+def _described(settings: Settings) -> dict[str, Any]:
+    """What another person needs to measure the same."""
+    from pipelines.engine import choose_place, resolve
+
+    base = resolve(settings.model)
+    parts = [base, *(path for path in base.resolve().parent.iterdir() if path.name.startswith(("controlnet-", "estimator-")))]
+    weights = {
+        f"{part.name}/{file.relative_to(part)}": sha256_file(file) for part in sorted(parts) for file in sorted(part.rglob("*.safetensors"))
+    }
+    return {
+        **asdict(settings),
+        "device": str(choose_place(settings.device).device),
+        "sampler": "euler",
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+        "versions": library_versions(),
+        "weights_sha256": weights,
+    }
