@@ -4,6 +4,7 @@ Everything heavy is imported inside the command that needs it, so that `limn --h
 become one line on stderr and the error's own exit code; progress goes to stderr, results to stdout.
 """
 
+import io
 import json
 import sys
 import time
@@ -42,6 +43,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 
 def main() -> None:
     """Entry point of the console script."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a prompt may hold what the terminal cannot show
     sys.exit(run(sys.argv[1:]))
 
 

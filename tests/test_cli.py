@@ -7,6 +7,8 @@ import resource
 import shutil
 import signal
 import struct
+import subprocess
+import sys
 import threading
 import zlib
 from collections.abc import Iterator
@@ -143,6 +145,13 @@ def test_extract_alone_lists_kinds_and_settings(capsys: pytest.CaptureFixture[st
     shown = capsys.readouterr().out
     for word in ("canny", "low", "100", "high", "200", "depth", "pose", "finished maps only"):
         assert word in shown
+
+
+def test_a_terminal_that_knows_ascii_alone_is_enough(here: Path) -> None:
+    command = [sys.executable, cli.__file__, "extract", "canny", "photo.png", "-o", "é☃.png"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONIOENCODING": "ascii"}, capture_output=True, check=True, text=True)
+    assert done.stdout.strip() == "\\xe9\\u2603.png"
+    assert (here / "é☃.png").is_file()
 
 
 def test_models_lists_files_with_hashes(house: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -72,6 +72,12 @@ def test_a_picture_obeys_its_own_edges_and_not_anothers() -> None:
     assert compare(wanted, picture()[::-1], params).value < 0.5
 
 
+def test_training_maps_are_what_rendering_extracts() -> None:
+    from toyland.dataset import CANNY_HIGH, CANNY_LOW
+
+    assert Params() == Params(low=CANNY_LOW, high=CANNY_HIGH)
+
+
 def test_a_finished_map_is_noticed() -> None:
     assert looks_finished(extract(picture(), Params()))
     assert not looks_finished(picture())
