@@ -91,6 +91,23 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(digits) for digits in found if digits.isdigit())
 
 
+def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest checkpoint that is whole, and a line for each newer one that is damaged; those are moved out of the way.
+
+    Raises:
+        BadModel: there are checkpoints and none is whole.
+    """
+    found, notes = steps(folder), list[str]()
+    for step in reversed(found):
+        try:
+            return load(folder, step), notes
+        except BadModel as error:
+            notes.append(f"WARNING: {error}; moved to {set_aside(folder, step).name}, using the one before")
+    if found:
+        raise BadModel(f"{folder}: none of {len(found)} checkpoints is whole ({notes[0]}): start anew with another `out`")
+    return None, notes
+
+
 def set_aside(folder: Path, step: int) -> Path:
     """Takes a damaged checkpoint out of the count without deleting it."""
     damaged = folder / f"damaged-{PREFIX}{step:08d}"

@@ -7,6 +7,9 @@ from pydantic import Field, model_validator
 
 from core.request import Frozen
 
+# settings that a resumed run may change and still equal an uninterrupted one
+HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every"}
+
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -21,10 +20,10 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import BadModel, BadRequest, Cancelled, LimnError, Mismatch
+from core.errors import BadRequest, Cancelled, LimnError, Mismatch
 from core.files import sweep_temps
 from training import checkpoint as checkpoints
-from training.config import TrainConfig
+from training.config import HARMLESS, TrainConfig
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
@@ -191,68 +190,46 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> tuple[int, int, list[str]]:
-        """Loads the newest whole checkpoint: its step, the samples consumed, and what there is to say. The main process chooses it."""
-        chosen, notes = 0, list[str]()
+        """Goes back to the newest whole checkpoint, which the main process chooses: its step, the samples consumed, what there is to say."""
+        found, notes = None, list[str]()
         if self.accelerator.is_main_process:
-            chosen, notes = _newest_whole(self.folder, self.config)
+            self._check_resume()
+            found, notes = checkpoints.newest_whole(self.folder)
         if self.accelerator.num_processes > 1:
-            (chosen,) = broadcast_object_list([chosen])
-        if not chosen:
+            (chosen,) = broadcast_object_list([found.step if found else None])
+            found = found or (None if chosen is None else checkpoints.load(self.folder, chosen))
+        if found is None:
             return 0, 0, notes
-        loaded = checkpoints.load(self.folder, chosen)
-        if loaded.state["task"] != self.task.name:
-            raise Mismatch(f"{self.folder} holds checkpoints of task {loaded.state['task']!r}, not {self.task.name!r}: use another `out`")
+        self._restore(found)
+        notes.append(f"going on from step {found.step} of {self.config.steps}")
+        was = found.state["config"] | {"samples": found.state["samples"]}
+        now = self.config.model_dump(mode="json", exclude=HARMLESS) | {"samples": len(self.task)}
+        notes += [f"{name} was {was.get(name)}, is now {value}" for name, value in now.items() if was.get(name) != value]
+        return found.step, int(found.state["consumed"]), notes
+
+    def _check_resume(self) -> None:
+        standing = checkpoints.steps(self.folder)
+        if self.config.resume == "never" and standing:
+            raise BadRequest(
+                f"{self.folder} holds a checkpoint of step {standing[-1]} and resume is never: use another `out` or resume=auto"
+            )
+        if self.config.resume == "must" and not standing:
+            raise BadRequest(f"{self.folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
+
+    def _restore(self, found: checkpoints.Checkpoint) -> None:
+        if found.state["task"] != self.task.name:
+            raise Mismatch(f"{self.folder} holds checkpoints of task {found.state['task']!r}, not {self.task.name!r}: use another `out`")
         for part, module in self.task.modules().items():
-            mine = {name.removeprefix(f"{part}."): tensor for name, tensor in loaded.model.items() if name.startswith(f"{part}.")}
+            mine = {name.removeprefix(f"{part}."): tensor for name, tensor in found.model.items() if name.startswith(f"{part}.")}
             try:
                 module.load_state_dict(mine)
             except RuntimeError as error:
                 first = str(error).splitlines()[1:2] or [str(error)]
                 raise Mismatch(
-                    f"the checkpoint of step {chosen} does not fit module {part!r} ({first[0].strip()[:200]}): use another `out`"
+                    f"the checkpoint of step {found.step} does not fit module {part!r} ({first[0].strip()[:200]}): use another `out`"
                 ) from None
-        self.average.load(loaded.average)
-        self.optimiser.load(loaded.optimiser)
-        notes.append(f"going on from step {chosen} of {self.config.steps}")
-        was, now = (
-            loaded.state["config"] | {"samples": loaded.state["samples"]},
-            self.config.model_dump(mode="json") | {"samples": len(self.task)},
-        )
-        notes += [f"{name} was {was.get(name)}, is now {now[name]}" for name in now if name in EXACT and was.get(name) != now[name]]
-        return chosen, int(loaded.state["consumed"]), notes
-
-
-# a change of these, and of nothing else, makes a resumed run differ from an uninterrupted one
-EXACT = TrainConfig.model_fields.keys() - {
-    "out",
-    "workers",
-    "device",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "keep",
-    "resume",
-    "log_every",
-} | {"samples"}
-
-
-def _newest_whole(folder: Path, config: TrainConfig) -> tuple[int, list[str]]:
-    """The step of the newest checkpoint that is whole, 0 where there is none to use, and a line for each one that is damaged."""
-    found = checkpoints.steps(folder)
-    if config.resume == "never" and found:
-        raise BadRequest(f"{folder} already holds a checkpoint of step {found[-1]} and resume is never: use another `out` or resume=auto")
-    if config.resume == "must" and not found:
-        raise BadRequest(f"{folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
-    notes: list[str] = []
-    for step in reversed(found):
-        try:
-            checkpoints.load(folder, step)
-        except BadModel as error:
-            notes.append(f"WARNING: {error}; moved to {checkpoints.set_aside(folder, step).name}, using the one before")
-        else:
-            return step, notes
-    if found:
-        raise BadModel(f"{folder}: none of {len(found)} checkpoints is whole ({notes[0]}): start anew with another `out`")
-    return 0, notes
+        self.average.load(found.average)
+        self.optimiser.load(found.optimiser)
 
 
 class _Whole(nn.Module):

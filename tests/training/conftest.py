@@ -2,40 +2,60 @@
 
 import contextlib
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.tinymodels import build_base
+from tests.training import toytask
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPT = Path(__file__).with_name("toytask.py")
 
-Start = Callable[..., "subprocess.Popen[str]"]
+Fork = Callable[..., ForkProcess]
+Torchrun = Callable[..., str]
 
 
 @pytest.fixture
-def start_toy() -> Iterator[Start]:
-    """Starts the toy task in a process of its own, or in several under torchrun."""
-    started: list[subprocess.Popen[str]] = []
+def fork_toy() -> Iterator[Fork]:
+    """Starts the toy task in a fork of this process."""
+    started: list[ForkProcess] = []
 
-    def start(out: Path, processes: int = 1, **values: Any) -> "subprocess.Popen[str]":
-        launcher = [sys.executable]
-        if processes > 1:
-            launcher += ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
-        command = [*launcher, str(SCRIPT), json.dumps({"out": str(out), **values})]
-        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, start_new_session=True, **pipes))
-        return started[-1]
+    def start(out: Path, **values: Any) -> ForkProcess:
+        process = multiprocessing.get_context("fork").Process(target=toytask.main, args=([json.dumps({"out": str(out), **values})],))
+        process.start()
+        started.append(process)
+        return process
 
     yield start
+    for process in started:
+        process.kill()
+        process.join()
+
+
+@pytest.fixture
+def torchrun_toy() -> Iterator[Torchrun]:
+    """Runs the toy task to its end in two processes under torchrun, and returns what it said."""
+    started: list[subprocess.Popen[str]] = []
+
+    def run(out: Path, **values: Any) -> str:
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", toytask.__file__]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        arguments = [*launcher, json.dumps({"out": str(out), **values})]
+        started.append(subprocess.Popen(arguments, env=environment, start_new_session=True, **pipes))
+        said, errors = started[-1].communicate()
+        assert started[-1].returncode == 0, errors
+        return said
+
+    yield run
     for process in started:
         with process, contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # torchrun's children too

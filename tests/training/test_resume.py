@@ -1,7 +1,10 @@
 """A run that was cut anywhere and resumed equals the uninterrupted one, bit by bit."""
 
+import os
+import random
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
-from tests.training.conftest import Start
+from tests.training.conftest import Fork
 from tests.training.toytask import ToyTask, weights
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
@@ -66,10 +69,10 @@ def test_worker_processes_change_nothing(tmp_path: Path, uninterrupted: dict[str
     assert_equal(weights(tmp_path), uninterrupted)
 
 
-def test_a_process_that_dies_without_warning_goes_on_exactly(tmp_path: Path, start_toy: Start, uninterrupted: dict[str, Tensor]) -> None:
-    process = start_toy(tmp_path, **SETTINGS, task={"die_at": 26})
-    _, said = process.communicate()
-    assert process.returncode == 9, said
+def test_a_process_that_dies_without_warning_goes_on_exactly(tmp_path: Path, fork_toy: Fork, uninterrupted: dict[str, Tensor]) -> None:
+    process = fork_toy(tmp_path, **SETTINGS, task={"die_at": 26})
+    process.join()
+    assert process.exitcode == 9
     assert checkpoints.steps(tmp_path / "checkpoints") == [4, 6]
     assert not (tmp_path / "weights").exists()
     train(ToyTask(), TrainConfig(out=tmp_path, resume="must", **SETTINGS))
@@ -78,24 +81,29 @@ def test_a_process_that_dies_without_warning_goes_on_exactly(tmp_path: Path, sta
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_finishes_the_step_and_saves_it(
-    tmp_path: Path, start_toy: Start, number: signal.Signals, uninterrupted: dict[str, Tensor]
+    tmp_path: Path, fork_toy: Fork, number: signal.Signals, uninterrupted: dict[str, Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = SETTINGS | {"checkpoint_every": 1000, "log_every": 1}
-    process = start_toy(tmp_path, **settings, pause_s=0.1)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if "step 3/12" in line:
-            break
+    process = fork_toy(tmp_path, **(SETTINGS | {"checkpoint_every": 1000, "log_every": 1}), pause_s=0.1)
+    log = tmp_path / "log.jsonl"
+    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
     time.sleep(0.15)  # into the second micro-batch of step 4
-    process.send_signal(number)
-    _, said = process.communicate()
-    assert process.returncode == 130
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join()
+    assert process.exitcode == 130
+    said = capfd.readouterr().err
     assert len(said.strip().splitlines()) == 1
     assert "goes on from there" in said
     (saved,) = checkpoints.steps(tmp_path / "checkpoints")
     assert 3 < saved < 12
     train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
     assert_equal(weights(tmp_path), uninterrupted)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    """The test's own time limit ends it."""
+    while not condition():
+        time.sleep(0.005)
 
 
 def test_a_damaged_checkpoint_gives_way_to_the_one_before(
@@ -135,7 +143,7 @@ def test_resume_must_needs_a_checkpoint_and_never_refuses_one(tmp_path: Path) ->
     with pytest.raises(BadRequest, match="holds no checkpoint"):
         train(ToyTask(), TrainConfig(out=tmp_path, resume="must", **SETTINGS))
     train_cut(tmp_path, 34)
-    with pytest.raises(BadRequest, match="already holds a checkpoint of step 8"):
+    with pytest.raises(BadRequest, match="holds a checkpoint of step 8 and resume is never"):
         train(ToyTask(), TrainConfig(out=tmp_path, resume="never", **SETTINGS))
 
 
@@ -170,3 +178,20 @@ def test_the_clock_makes_checkpoints_too(tmp_path: Path) -> None:
     train(ToyTask(), TrainConfig(out=tmp_path, **settings), look)
     assert found == [[], [1], [1, 2], [1, 2, 3]]
     assert checkpoints.steps(tmp_path / "checkpoints") == [2, 3, 4]
+
+
+def test_kills_at_any_moment_cost_steps_only(tmp_path: Path, fork_toy: Fork) -> None:
+    """A checkpoint after every step, so that many of the kills fall into the writing of one."""
+    settings, rng = SETTINGS | {"steps": 40, "checkpoint_every": 1, "log_every": 40}, random.Random(0)
+    train(ToyTask(), TrainConfig(out=tmp_path / "whole", **settings))
+    folder = tmp_path / "cut" / "checkpoints"
+    for kill_at in range(3, 40, 4):
+        process = fork_toy(tmp_path / "cut", **settings)
+        wait_until(lambda at=kill_at: max(checkpoints.steps(folder), default=0) >= at)  # type: ignore[misc]
+        time.sleep(rng.uniform(0, 0.02))
+        process.kill()
+        process.join()
+    train(ToyTask(), TrainConfig(out=tmp_path / "cut", resume="must", **settings))
+    assert_equal(weights(tmp_path / "cut"), weights(tmp_path / "whole"))
+    assert not list(tmp_path.rglob("damaged-*"))
+    assert not list(tmp_path.rglob("*.tmp"))  # what the killed left half-written is gone

@@ -70,6 +70,7 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 def main(arguments: list[str]) -> None:
     """`python toytask.py '<JSON>'`: settings of TrainConfig, and `task` with settings of ToyTask, `pause_s` with its slowness."""
+    torch.set_num_threads(1)  # also what makes it safe to run in a forked process
     values = json.loads(arguments[0])
     task = ToyTask(**values.pop("task", {}))
     task.pause_s = values.pop("pause_s", 0.0)
