@@ -171,7 +171,10 @@ class _Job:
         try:
             latents = denoise(self.family, self.plan, noise, report)
             pixels = self.family.decode(latents)
-        except (torch.OutOfMemoryError, MemoryError) as error:
+        except (MemoryError, RuntimeError) as error:
+            # On a GPU torch has an exception of its own, on the CPU only words.
+            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
+                raise
             raise OutOfMemory(
                 f"no memory for {len(pictures)} pictures of {self.request.width}x{self.request.height} on {self.family.place.device}: "
                 "draw smaller or fewer pictures"

@@ -99,7 +99,10 @@ def seeded_noise(seeds: Sequence[int], shape_CHW: tuple[int, int, int], device: 
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def noise() -> Tensor:
-        return torch.cat([torch.randn((1, *shape_CHW), generator=generator) for generator in generators]).to(device)
+        drawn = torch.cat([torch.randn((1, *shape_CHW), generator=generator) for generator in generators])
+        if device.type == "cuda":  # from pinned memory the copy does not hold up the loop
+            drawn = drawn.pin_memory()
+        return drawn.to(device, non_blocking=True)
 
     return noise
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import controls
-from core.errors import Cancelled
+from core.errors import Cancelled, OutOfMemory
 from core.provenance import read_record
 from core.request import ControlUnit, RenderRequest
 from pipelines import engine as engines
@@ -206,6 +206,22 @@ def test_cancelled_within_a_step_and_nothing_is_left_behind(renderer: Renderer, 
         renderer.render(request(), on_step)
     assert calls["unet"] == 2
     assert np.array_equal(pixels(renderer.render(request())[0]), pixels(before))
+
+
+def test_running_out_of_memory_is_explained(renderer: Renderer) -> None:
+    """The allocator's own error, whoever meets it while drawing; other errors pass through."""
+
+    def greedy(step: Step) -> None:
+        torch.empty(1 << 50)
+
+    with pytest.raises(OutOfMemory, match=r"no memory for 1 pictures of 64x64 on cpu: draw smaller or fewer"):
+        renderer.render(request(), greedy)
+
+    def broken(step: Step) -> None:
+        raise RuntimeError("something else")
+
+    with pytest.raises(RuntimeError, match="something else"):
+        renderer.render(request(), broken)
 
 
 def test_record_and_fidelity(renderer: Renderer, models: Path, pictures: Path, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Model families, one module each: every module here that defines `FAMILY` is one."""

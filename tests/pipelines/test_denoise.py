@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.errors import BadModel, Cancelled, Mismatch
 from core.request import Mode
@@ -161,6 +162,30 @@ def test_exceptions_of_the_caller_pass_through(family: StableDiffusion) -> None:
 
     with pytest.raises(Cancelled, match="enough"):
         denoise(family, make_plan(family), seeded_noise([0], (4, 8, 8), PLACE.device), on_step)
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+def test_no_step_waits_for_the_device(sampler: str, family: StableDiffusion, controlnets: list[Path]) -> None:
+    """A number read off a tensor is what makes a GPU wait; the loop reads one, at the end, to see that all is finite."""
+
+    aten = torch.ops.aten
+    reading = {aten.is_nonzero.default, aten.item.default, aten._local_scalar_dense.default}
+
+    class Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves this class untyped
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func in reading
+            return func(*args, **(kwargs or {}))
+
+    control = Steering(family.prepare(family.load_control(controlnets[0]), control_map(0)), weight=0.5, end=0.8, mode="control")
+    counts = []
+    for steps in (2, 6):
+        plan = replace(make_plan(family, control, steps=steps), sampler=samplers.get(sampler))
+        with Reads() as reads:  # type: ignore[no-untyped-call]
+            denoise(family, plan, seeded_noise([0, 1], (4, 8, 8), PLACE.device), lambda i, denoised: None)
+        counts.append(reads.count)
+    assert counts == [1, 1]
 
 
 @pytest.mark.parametrize("step", range(4))
