@@ -190,7 +190,7 @@ class _Trainer:
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> tuple[int, int, list[str]]:
-        """Goes back to the newest whole checkpoint, which the main process chooses: its step, the samples consumed, what there is to say."""
+        """Goes back to the newest whole checkpoint, which the main process chooses: its step, the samples consumed, what to say."""
         found, notes = None, list[str]()
         if self.accelerator.is_main_process:
             self._check_resume()
