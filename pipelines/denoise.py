@@ -101,8 +101,8 @@ def seeded_noise(seeds: Sequence[int], shape_CHW: tuple[int, int, int], device: 
     def noise() -> Tensor:
         drawn = torch.cat([torch.randn((1, *shape_CHW), generator=generator) for generator in generators])
         if device.type == "cuda":  # from pinned memory the copy does not hold up the loop
-            drawn = drawn.pin_memory()
-        return drawn.to(device, non_blocking=True)
+            return drawn.pin_memory().to(device, non_blocking=True)
+        return drawn.to(device)
 
     return noise
 
