@@ -37,7 +37,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             "autoencoder_half": _stage(2500, 32, 2e-3, 100, ema_decay=0.995),
             "autoencoder": _stage(1600, 16, 1.5e-3, 100, ema_decay=0.998),
             "base": _stage(6500, 32, 8e-4, 200, ema_decay=0.999),
-            "controlnet": _stage(2200, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
+            "controlnet": _stage(1400, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
         },
         device="cpu",
     ),
