@@ -2,7 +2,6 @@
 
 import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -65,6 +64,7 @@ def test_every_epoch_is_another_permutation() -> None:
     assert Order(10, seed=4).indices(range(10)) != epochs[0]
 
 
-def test_keys_are_the_same_on_every_machine() -> None:
-    assert key(1, "noise") == 12228316424310213431
-    assert np.random.Generator(np.random.Philox(key=np.array([1, 2], np.uint64))).random() == pytest.approx(0.9158068, abs=1e-6)
+def test_numbers_are_the_same_on_every_machine() -> None:
+    """Recorded once: a change here would change every run that is resumed or repeated."""
+    assert key(1, "noise") == 18322485831345218777
+    assert Draws(1, [2]).normal((3,), name="noise")[0].tolist() == pytest.approx([-0.2481, 0.6634, 0.3615], abs=1e-4)
