@@ -134,7 +134,7 @@ class DepthTask:
         return absolute + GRADIENT_WEIGHT * steps, {"absolute": absolute.detach(), "rmse": error_BHW.detach().square().mean().sqrt()}
 
     def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        _save(new_depth_estimator(), ema["network"], folder)
+        save(new_depth_estimator(), ema["network"], folder)
 
 
 @dataclass
@@ -161,9 +161,7 @@ class PoseTask:
         flip = draws.uniform(name="flip") < 0.5
         x_BCHW = pixels(mirrored(batch["images"].permute(0, 3, 1, 2), flip), draws)
         xy_BJ2 = batch["joints"]
-        size = torch.tensor([SIZE_PX, 0.0], device=xy_BJ2.device)
-        turned_BJ2 = (size - xy_BJ2 * torch.tensor([1.0, -1.0], device=xy_BJ2.device))[:, MIRRORED]
-        wanted_BJHW = heatmaps(torch.where(flip[:, None, None], turned_BJ2, xy_BJ2))
+        wanted_BJHW = heatmaps(torch.where(flip[:, None, None], mirrored_joints(xy_BJ2), xy_BJ2))
         found_BJHW = self.network(pixel_values=x_BCHW).heatmaps.float()
         loss = HEATMAP_WEIGHT * functional.mse_loss(found_BJHW, wanted_BJHW)
         person = torch.isfinite(xy_BJ2).all(dim=-1).any(dim=1)
@@ -171,7 +169,7 @@ class PoseTask:
         return loss, {"peak_person": peak[person].mean().nan_to_num(), "peak_empty": peak[~person].mean().nan_to_num()}
 
     def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        _save(new_pose_estimator(), ema["network"], folder)
+        save(new_pose_estimator(), ema["network"], folder)
 
 
 def pixels(images_BCHW: Tensor, draws: Draws) -> Tensor:
@@ -183,6 +181,13 @@ def pixels(images_BCHW: Tensor, draws: Draws) -> Tensor:
 def mirrored(images: Tensor, flip_B: Tensor) -> Tensor:
     """Pictures (B, …, W), those where `flip_B` is true with left and right exchanged."""
     return torch.where(flip_B.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
+
+
+def mirrored_joints(xy_BJ2: Tensor) -> Tensor:
+    """The joints of pictures with left and right exchanged: a left hand becomes a right one."""
+    corner = torch.tensor([SIZE_PX, 0], device=xy_BJ2.device)
+    sign = torch.tensor([-1, 1], device=xy_BJ2.device)
+    return (corner + sign * xy_BJ2)[:, MIRRORED]
 
 
 def heatmaps(xy_BJ2: Tensor) -> Tensor:
@@ -206,8 +211,8 @@ def _gradient(error_BHW: Tensor, scale: int) -> Tensor:
     return error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
 
 
-def _save(network: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
-    """A transformers folder with weights in half precision, and how pictures are to be brought to the network."""
+def save(network: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> None:
+    """Writes a transformers folder: weights in half precision, and how pictures are to be brought to the network."""
     network.load_state_dict(weights)
     network.half().save_pretrained(folder)
     preprocessing = {

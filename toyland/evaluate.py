@@ -45,15 +45,15 @@ def evaluate(settings: Settings, *, workers: int | None = None, on_progress: Cal
     """
     if settings.count < 1:
         raise BadRequest(f"count = {settings.count}: at least 1 scene is measured")
-    started = time.monotonic()
+    started, described = time.monotonic(), _described(settings)
     jobs: list[tuple[Split, int]] = [(split, index) for index in range(settings.count) for split in ("test", "composition")]
     scenes: list[Measured] = []
     with tempfile.TemporaryDirectory() as folder:
-        for numbers in _measured(settings, Palette.measure(), Path(folder), jobs, workers or _default_workers(settings)):
+        for numbers in _measured(settings, Palette.measure(settings.references), Path(folder), jobs, workers or _default_workers(settings)):
             scenes.append(numbers)
             if on_progress:
                 on_progress(len(scenes), len(jobs))
-    return build_report(scenes, _described(settings) | {"minutes": round((time.monotonic() - started) / 60, 1)})
+    return build_report(scenes, described | {"minutes": round((time.monotonic() - started) / 60, 1)})
 
 
 def save(report: Report, folder: Path) -> list[Path]:

@@ -17,7 +17,7 @@ from core.request import ControlUnit, RenderRequest
 from core.skeleton import Joints, draw_pose, pck
 from renderer import Renderer
 from toyland.captions import caption
-from toyland.measure import Image, Palette, delta_125, psnr, regions
+from toyland.measure import REFERENCE_SCENES, Image, Palette, delta_125, psnr, regions
 from toyland.render import Rendered, depth_map, render
 from toyland.report import Measured
 from toyland.scene import Scene, sample
@@ -29,7 +29,11 @@ KINDS: tuple[Kind, ...] = ("canny", "depth", "pose")
 
 @dataclass(frozen=True)
 class Settings:
-    """What is measured, and how it is drawn. model: as in a request; its ControlNets lie beside it unless `controlnets` names them."""
+    """What is measured, and how it is drawn.
+
+    model: as in a request; its ControlNets lie beside it unless `controlnets` names them. references: training scenes that say how colours
+    look.
+    """
 
     model: str = "toyland"
     controlnets: Mapping[str, str] = field(default_factory=dict)
@@ -38,6 +42,7 @@ class Settings:
     guidance_scale: float = 4.0
     seed: int = 0
     device: str | None = None
+    references: int = REFERENCE_SCENES
 
 
 class Judge:

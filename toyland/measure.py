@@ -21,7 +21,7 @@ Image = NDArray[np.uint8]  # RGB, HWC
 Mask = NDArray[np.bool_]
 What = Literal["colour", "ground", "sky"]
 
-REFERENCE_SCENES = 400
+REFERENCE_SCENES, REFERENCE_SIZE_PX = 400, 64
 SMALLEST_REGION_PX = 20  # below it a region has hardly a pixel that is not an edge
 NEAREST_M = 0.1
 
@@ -68,7 +68,7 @@ class Palette:
         seen: dict[tuple[What, str], dict[str, list[NDArray[np.float64]]]] = defaultdict(lambda: defaultdict(list))
         for seed in range(scenes):
             scene = sample(seed)
-            rendered = render(scene)
+            rendered = render(scene, REFERENCE_SIZE_PX)
             for region in regions(scene, rendered):
                 seen[_key(region.what, scene.time)][region.name].append(median_lab(rendered.picture_HWC, region.mask_HW))
         return cls({key: {name: np.mean(labs, axis=0) for name, labs in names.items()} for key, names in seen.items()})

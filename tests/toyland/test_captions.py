@@ -1,6 +1,7 @@
 """Captions follow the grammar and tell the truth about the picture."""
 
 import re
+from collections.abc import Mapping
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ def any_of(words: object) -> str:
     return "(?:" + "|".join(sorted(map(re.escape, words), key=len, reverse=True)) + ")"  # type: ignore[call-overload]
 
 
-def all_words(synonyms: dict[str, tuple[str, ...]]) -> list[str]:
+def all_words(synonyms: Mapping[str, tuple[str, ...]]) -> list[str]:
     return [word for words in synonyms.values() for word in words]
 
 

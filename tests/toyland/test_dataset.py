@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -24,7 +25,7 @@ def files(folder: Path) -> dict[str, bytes]:
 def read(path: Path, flag: int = cv2.IMREAD_COLOR_RGB) -> np.ndarray:
     image = cv2.imread(str(path), flag)
     assert image is not None
-    return image
+    return np.asarray(image)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,12 @@ def test_a_stopped_build_goes_on_to_the_same_bytes(built: Path, tmp_path: Path, 
     assert not (tmp_path / "metadata.jsonl").exists(), "half a dataset does not look whole"
     drawn: list[int] = []
     build_part = dataset._build_part
-    monkeypatch.setattr(dataset, "_build_part", lambda out, start, **rest: drawn.append(start) or build_part(out, start, **rest))
+
+    def note_and_build(out: Path, start: int, **rest: Any) -> int:
+        drawn.append(start)
+        return build_part(out, start, **rest)
+
+    monkeypatch.setattr(dataset, "_build_part", note_and_build)
     dataset.build(tmp_path, COUNT, seed=SEED, size=SIZE, workers=1)
     assert drawn == [2, 4], "the finished part is not drawn again"
     assert files(tmp_path) == files(built)
@@ -108,7 +114,7 @@ def test_another_dataset_is_not_mixed_in(built: Path) -> None:
     before = files(built)
     for other in ({"seed": SEED + 1}, {"size": 96}, {"split": "test"}):
         with pytest.raises(BadRequest, match=r"built with .*choose another --out"):
-            dataset.build(built, COUNT, **({"seed": SEED, "size": SIZE} | other), workers=1)  # type: ignore[arg-type]
+            dataset.build(built, COUNT, **({"seed": SEED, "size": SIZE} | other), workers=1)
     assert files(built) == before
 
 

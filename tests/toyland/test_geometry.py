@@ -19,15 +19,17 @@ def solid(kind: str) -> Solid:
 def outside(shape: Solid, points_3N: NDArray[np.float64]) -> NDArray[np.float64]:
     """A function of world points that is negative inside the solid, zero on its surface, and smooth but at edges."""
     x, y, z = shape.matrix.astype(np.float64) @ (points_3N - shape.centre[:, None])
+    value: NDArray[np.float64]
     match shape.kind:
         case "sphere":
-            return x**2 + y**2 + z**2 - 1
+            value = x**2 + y**2 + z**2 - 1
         case "cube":
-            return np.abs(np.stack([x, y, z])).max(axis=0) - 1
+            value = np.abs(np.stack([x, y, z])).max(axis=0) - 1
         case "cone":
-            return np.maximum(np.hypot(x, z) - (1 - y) / 2, -1 - y)
+            value = np.maximum(np.hypot(x, z) - (1 - y) / 2, -1 - y)
         case _:
-            return np.sqrt(x**2 + (y - np.clip(y, 0, shape.length)) ** 2 + z**2) - shape.radius
+            value = np.sqrt(x**2 + (y - np.clip(y, 0, shape.length)) ** 2 + z**2) - shape.radius
+    return value
 
 
 def rays(count: int = 400) -> NDArray[np.float32]:

@@ -29,13 +29,13 @@ def project(scene: Scene, points_N3: NDArray[np.float64], size: int = SIZE) -> t
     return (image[:2] / image[2]).T, image[2]
 
 
-def backproject(scene: Scene, rendered: Rendered) -> NDArray[np.float64]:
+def backproject(scene: Scene, depth_HW: NDArray[np.float32]) -> NDArray[np.float64]:
     """The world point (H, W, 3) that each pixel's depth speaks of."""
-    size = rendered.depth_HW.shape[0]
+    size = depth_HW.shape[0]
     pitch, focal = scene.camera.pitch, scene.camera.focal * size
     row, column = np.mgrid[:size, :size] + 0.5
     right, down = (column - size / 2) / focal, (row - size / 2) / focal
-    depth = rendered.depth_HW.astype(np.float64)
+    depth = depth_HW.astype(np.float64)
     up, ahead = np.cos(pitch) * -down - np.sin(pitch), np.sin(pitch) * -down + np.cos(pitch)
     with np.errstate(invalid="ignore"):
         return np.stack([right * depth, scene.camera.height + up * depth, ahead * depth], axis=-1)
@@ -57,7 +57,7 @@ def test_the_same_scene_is_the_same_picture() -> None:
 
 def test_depth_of_the_ground_is_where_the_ray_meets_it(ball: tuple[Scene, Rendered]) -> None:
     scene, rendered = ball
-    at_HW3 = backproject(scene, rendered)
+    at_HW3 = backproject(scene, rendered.depth_HW)
     near = rendered.ground_HW & (rendered.depth_HW < 20)
     assert near.mean() > 0.2
     np.testing.assert_allclose(at_HW3[near][:, 1], 0, atol=1e-4)  # float32 depths of up to 20 m
@@ -66,13 +66,13 @@ def test_depth_of_the_ground_is_where_the_ray_meets_it(ball: tuple[Scene, Render
 def test_depth_of_a_ball_lies_on_the_ball(ball: tuple[Scene, Rendered]) -> None:
     scene, rendered = ball
     on = rendered.instance_HW == 1
-    distance = np.linalg.norm(backproject(scene, rendered)[on] - [BALL.position[0], BALL.size, BALL.position[1]], axis=1)
+    distance = np.linalg.norm(backproject(scene, rendered.depth_HW)[on] - [BALL.position[0], BALL.size, BALL.position[1]], axis=1)
     np.testing.assert_allclose(distance, BALL.size, atol=1e-4)
 
 
 def test_a_ball_covers_the_pixels_whose_rays_pass_it(ball: tuple[Scene, Rendered]) -> None:
     scene, rendered = ball
-    ray = backproject(scene, Rendered(*[np.ones((SIZE, SIZE), np.float32)] * 6)) - [0, scene.camera.height, 0]
+    ray = backproject(scene, np.ones((SIZE, SIZE), np.float32)) - [0, scene.camera.height, 0]
     ray /= np.linalg.norm(ray, axis=-1, keepdims=True)
     to_centre = np.array([BALL.position[0], BALL.size - scene.camera.height, BALL.position[1]])
     miss = np.linalg.norm(to_centre - (ray @ to_centre)[..., None] * ray, axis=-1)
