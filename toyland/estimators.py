@@ -10,7 +10,6 @@ Axes: B pictures, C channels, H and W pixels or heatmap cells, J = 18 joints.
 """
 
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,10 +32,7 @@ from core.skeleton import JOINTS
 from toyland.arrays import packed
 from toyland.dataset import read_rows
 from toyland.degrade import degrade
-from toyland.recipe import RecipeName
-from training.config import TrainConfig
 from training.randomness import Draws
-from training.trainer import train
 
 SIZE_PX, PATCH_PX = 128, 8
 WIDTH, HEADS, LAYERS = 96, 4, 4
@@ -225,44 +221,3 @@ def save(network: PreTrainedModel, weights: dict[str, Tensor], folder: Path) -> 
         "image_std": [0.5] * 3,
     }
     (folder / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n")
-
-
-COMMON = {
-    "batch_size": 32,
-    "warmup": 200,
-    "schedule": "cosine",
-    "betas": (0.9, 0.98),
-    "weight_decay": 0.03,
-    "ema_decay": 0.998,
-    "precision": "bf16",
-}
-SETTINGS: dict[RecipeName, dict[str, dict[str, object]]] = {
-    "cpu": {
-        "depth": COMMON | {"device": "cpu", "steps": 2400, "learning_rate": 1.5e-3},
-        "pose": COMMON | {"device": "cpu", "steps": 3600, "learning_rate": 1.5e-3},
-    },
-    "gpu": {
-        "depth": COMMON | {"steps": 20_000, "learning_rate": 1.5e-3},
-        "pose": COMMON | {"steps": 20_000, "learning_rate": 1.5e-3},
-    },
-}
-
-
-def train_estimator(kind: str, run: Path, recipe: RecipeName) -> Path:
-    """Trains one estimator on `RUN/dataset`, going on from its newest checkpoint; the folder of its finished weights.
-
-    kind: "depth" or "pose".
-
-    Raises:
-        Cancelled: stopped by a signal; the same call goes on.
-    """
-    torch.manual_seed(0)
-    dataset = run / "dataset"
-    task = DepthTask(new_depth_estimator(), dataset) if kind == "depth" else PoseTask(new_pose_estimator(), dataset)
-    config = TrainConfig.model_validate({"out": run / f"estimator-{kind}", **SETTINGS[recipe][kind]})
-    train(task, config)
-    return config.out / "weights"
-
-
-if __name__ == "__main__":
-    train_estimator(sys.argv[1], Path(sys.argv[2]), sys.argv[3])  # type: ignore[arg-type]

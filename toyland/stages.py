@@ -12,6 +12,7 @@ from toyland.arrays import packed
 from toyland.autoencoder import AutoencoderTask, new_autoencoder, standardise
 from toyland.base import HINT_CHANNELS, BaseTask, new_text_encoder, new_unet
 from toyland.dataset import read_rows
+from toyland.estimators import DepthTask, PoseTask, new_depth_estimator, new_pose_estimator
 from toyland.latents import moments, tokens
 from toyland.recipe import RECIPES, Recipe, RecipeName
 from training.data import DataConfig
@@ -63,6 +64,10 @@ def _task(stage: str, run: Path) -> Task:
     if stage == "base":
         tokenizer, ids = tokens(run)
         return BaseTask(new_unet(), new_text_encoder(tokenizer), tokenizer, moments(run), ids)
+    if stage == "estimator-depth":
+        return DepthTask(new_depth_estimator(), run / "dataset")
+    if stage == "estimator-pose":
+        return PoseTask(new_pose_estimator(), run / "dataset")
     raise ValueError(f"no such stage: {stage}")
 
 

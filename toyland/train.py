@@ -1,4 +1,4 @@
-"""Rebuilds the embedded model from nothing: dataset, autoencoder, base, ControlNets, package.
+"""Rebuilds the embedded model from nothing: dataset, autoencoder, base, ControlNets, estimators, package.
 
 Every stage runs in processes of its own (one per core or GPU, through torchrun), writes checkpoints into `RUN/<stage>` and publishes its
 weights when it is done. Starting again goes on where the last run stopped; a finished stage is skipped.
@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from core.errors import Cancelled, LimnError, unknown_name
@@ -27,6 +28,8 @@ STAGES = (
     "controlnet:canny",
     "controlnet:depth",
     "controlnet:pose",
+    "estimator-depth",
+    "estimator-pose",
     "package",
 )
 
@@ -92,7 +95,7 @@ def assemble(run: Path, folder: Path) -> None:
 
 
 def package(run: Path, models: Path) -> None:
-    """Writes what ships: `base`, and `controlnet-<kind>` for every kind that is trained, in fp16."""
+    """Writes what ships, in fp16: `base`, `controlnet-<kind>` for every kind that is trained, and the estimators."""
     import torch
     from diffusers import ControlNetModel
 
@@ -102,6 +105,10 @@ def package(run: Path, models: Path) -> None:
         if trained.is_dir():
             net = ControlNetModel.from_pretrained(trained).to(torch.float16)
             _replace(models / f"controlnet-{kind}", net.save_pretrained)
+    for kind in ("depth", "pose"):
+        trained = run / f"estimator-{kind}" / "weights"
+        if trained.is_dir():
+            _replace(models / f"estimator-{kind}", partial(shutil.copytree, trained, dirs_exist_ok=True))
 
 
 def _replace(folder: Path, writer: Callable[[Path], None]) -> None:
