@@ -1,0 +1,141 @@
+"""The page on a port, safe by default: this machine only, no sharing, no telemetry, no file but what the page itself handed out."""
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import tempfile
+import threading
+from collections.abc import Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadRequest
+from core.images import MAX_BYTES
+from web.service import CAPACITY, Service
+
+LOCAL = "127.0.0.1"
+FIRST_PORT, PORTS = 7860, 20
+LOOK = Path(__file__).parent / "page.css"
+
+# Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
+_HEAD = """<script>
+addEventListener("keydown", (event) => {
+  if (!event.ctrlKey || event.key !== "Enter") return;
+  event.preventDefault();
+  if (document.activeElement) document.activeElement.blur();
+  document.querySelector("#render").click();
+}, true);
+</script>"""
+
+_FETCHING = re.compile(r"/proxy=|/file=\w+:")
+
+Message = dict[str, Any]
+Scope = dict[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+
+class NoFetching:
+    """ASGI middleware: refuses the routes by which Gradio would fetch an address for a visitor."""
+
+    def __init__(self, app: Asgi) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and _FETCHING.search(scope["path"]):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"Addresses are not fetched here."})
+            return
+        await self.app(scope, receive, send)
+
+
+def check_access(listen: bool, auth: str | None) -> tuple[str, str] | None:
+    """Name and password from `user:password`.
+
+    Raises:
+        BadRequest: the page would be open to the network without a password, or `auth` is not of that form.
+    """
+    if auth is None:
+        if listen:
+            raise BadRequest("--listen opens the page to everyone on the network: give --auth USER:PASSWORD as well")
+        return None
+    user, colon, password = auth.partition(":")
+    if not user or not password:
+        raise BadRequest(f"--auth has no {'password' if user and colon else 'colon' if user else 'user'}: write USER:PASSWORD")
+    return user, password
+
+
+@contextlib.contextmanager
+def private_cache() -> Iterator[None]:
+    """A folder of our own for uploads and previews, gone afterwards: Gradio's usual one is shared by all its apps and served by each."""
+    folder = tempfile.mkdtemp(prefix="limn-page-")
+    os.environ.update(GRADIO_TEMP_DIR=folder, GRADIO_EXAMPLES_CACHE=f"{folder}/examples", GRADIO_ANALYTICS_ENABLED="False")
+    try:
+        yield
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def serve(page: Any, service: Service, *, port: int | None, listen: bool, login: tuple[str, str] | None) -> None:
+    """Opens the page, then loads the model behind it, and stays until Ctrl-C or SIGTERM.
+
+    Raises:
+        BadRequest: the port is taken.
+    """
+    import gradio as gr
+    from starlette.middleware import Middleware
+    from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+    host = "0.0.0.0" if listen else LOCAL
+    port = _free_port(host, port)
+    # A page elsewhere could have its own name point to this machine; we answer to no name but ours.
+    guards = [Middleware(NoFetching)] + [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"])] * (not listen)
+    page.queue(max_size=CAPACITY)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    page.launch(
+        server_name=host,
+        server_port=port,
+        auth=login,
+        share=False,
+        quiet=True,
+        prevent_thread_lock=True,
+        max_threads=2 * CAPACITY,
+        max_file_size=MAX_BYTES,
+        app_kwargs={"middleware": guards},
+        run_history=False,
+        footer_links=[],
+        ssr_mode=False,
+        theme=gr.themes.Base(
+            primary_hue="teal",
+            neutral_hue="slate",
+            font=["system-ui", "sans-serif"],
+            font_mono=["ui-monospace", "monospace"],
+        ),
+        css_paths=LOOK,
+        head=_HEAD,
+    )
+    print(f"Limn is at http://{LOCAL}:{port} (Ctrl-C stops it)", flush=True)
+    try:
+        service.start()
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+    finally:
+        service.close()
+        page.close(verbose=False)
+
+
+def _free_port(host: str, port: int | None) -> int:
+    for candidate in range(FIRST_PORT, FIRST_PORT + PORTS) if port is None else [port]:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, candidate))
+                return candidate
+            except OSError:
+                continue
+    taken = f"{FIRST_PORT} to {FIRST_PORT + PORTS - 1} are" if port is None else f"{port} is"
+    raise BadRequest(f"port {taken} taken or not allowed: choose another with --port")

@@ -1,0 +1,248 @@
+"""One renderer for all visitors: a bounded queue, one thread that draws, and live news of every job. No web framework in here.
+
+The thread loads the model first, so that a page can be up before; whoever asks in the meantime waits in the queue.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from core.control import Image
+from core.errors import Cancelled, LimnError, QueueFull
+from core.request import RenderRequest
+from renderer import Picture, Renderer, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+CAPACITY = 32
+PREVIEW_SHARE = 0.05  # of the time, at most, goes into previews
+NEWS_INTERVAL_S = 0.1  # a visitor hears no more often than that
+HEARTBEAT_S = 0.5  # and no less often, so that one who has gone is noticed
+
+log = logging.getLogger("limn")
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Not begun: `ahead` jobs come first, or the model is still loading."""
+
+    ahead: int
+    loading: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """`done` of `steps` are behind us; preview: the last denoised estimate that was decoded, RGB uint8 HWC."""
+
+    done: int
+    steps: int
+    seconds_left: float | None = None
+    preview: Image | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """The pictures, and the files they were published as."""
+
+    pictures: tuple[Picture, ...]
+    paths: tuple[Path, ...]
+    seconds: float
+
+
+News = Waiting | Drawing | Finished
+
+
+class Job:
+    """One visitor's request on its way."""
+
+    def __init__(self, request: RenderRequest, visitor: str, withdraw: "Callable[[Job], None]") -> None:
+        self.request, self.visitor = request, visitor
+        self.stopped = threading.Event()
+        self._withdraw = withdraw
+        self._changed = threading.Condition()
+        self._news: News | Exception = Waiting(0)
+        self._unheard = True
+
+    def tell(self, news: News | Exception) -> None:
+        """Replace the last news; what nobody has heard yet is forgotten, but the last preview is kept."""
+        with self._changed:
+            if isinstance(news, Drawing) and news.preview is None and isinstance(self._news, Drawing):
+                news = Drawing(news.done, news.steps, news.seconds_left, self._news.preview)
+            self._news = news
+            self._unheard = True
+            self._changed.notify_all()
+
+    def cancel(self) -> None:
+        """Stop within a step, or before the first if it has not begun; may be called more than once."""
+        self.stopped.set()
+        self._withdraw(self)
+
+    def follow(self) -> Iterator[News]:
+        """The newest news, again and again until the job is finished; who stops listening cancels it.
+
+        Raises:
+            Cancelled: somebody stopped it.
+            LimnError: it failed; the message is for the visitor.
+        """
+        try:
+            while True:
+                with self._changed:
+                    self._changed.wait_for(lambda: self._unheard, HEARTBEAT_S)
+                    self._unheard, news = False, self._news
+                if isinstance(news, Exception):
+                    raise news
+                yield news
+                if isinstance(news, Finished):
+                    return
+                with self._changed:
+                    self._changed.wait_for(lambda: isinstance(self._news, Finished | Exception), NEWS_INTERVAL_S)
+        finally:
+            self.cancel()
+
+
+class Service:
+    """Draws one request at a time, first come, first served."""
+
+    def __init__(self, model: str, out: Path) -> None:
+        self.model, self.out = model, out
+        self.loaded = threading.Event()  # the first attempt at loading is over
+        self.problem: str | None = None  # why the last attempt failed
+        self._renderer: Renderer | None = None
+        self._changed = threading.Condition()
+        self._waiting: deque[Job] = deque()
+        self._drawing: Job | None = None
+        self._closed = False
+
+    def start(self) -> None:
+        """Begin to load the model, then to draw, in a thread of its own."""
+        threading.Thread(target=self._run, name="limn-renderer", daemon=True).start()
+
+    def submit(self, request: RenderRequest, visitor: str) -> Job:
+        """Put a request into the queue.
+
+        Raises:
+            QueueFull: too many are waiting.
+        """
+        job = Job(request, visitor, self._withdraw)
+        with self._changed:
+            if len(self._waiting) >= CAPACITY:
+                raise QueueFull(f"{len(self._waiting)} pictures are waiting already, which is the limit: try again in a moment")
+            self._waiting.append(job)
+            self._tell_places()
+            self._changed.notify_all()
+        return job
+
+    def cancel(self, visitor: str) -> None:
+        """Stop everything that a visitor has asked for."""
+        with self._changed:
+            jobs = [job for job in (self._drawing, *self._waiting) if job is not None and job.visitor == visitor]
+        for job in jobs:
+            job.cancel()
+
+    def close(self) -> None:
+        """Stop drawing; the thread ends within a step."""
+        with self._changed:
+            self._closed = True
+            jobs = [job for job in (self._drawing, *self._waiting) if job is not None]
+            self._changed.notify_all()
+        for job in jobs:
+            job.cancel()
+
+    def _withdraw(self, job: Job) -> None:
+        """Take a job out of the queue, if it is there."""
+        with self._changed:
+            if job in self._waiting:
+                self._waiting.remove(job)
+                job.tell(Cancelled("cancelled before the first step"))
+                self._tell_places()
+
+    def _tell_places(self) -> None:
+        before = 1 if self._drawing is not None else 0
+        for place, job in enumerate(self._waiting):
+            job.tell(Waiting(before + place, loading=not self.loaded.is_set()))
+
+    def _run(self) -> None:
+        try:
+            self._open()
+        except Exception as error:  # noqa: BLE001  # the job boundary, as below: the thread goes on
+            log.error("the model cannot be loaded: %s", _explained(error))
+        while (job := self._next()) is not None:
+            try:
+                job.tell(self._draw(job))
+            except Exception as error:  # noqa: BLE001
+                job.tell(_explained(error))
+
+    def _next(self) -> Job | None:
+        with self._changed:
+            self._drawing = None
+            self._tell_places()
+            self._changed.wait_for(lambda: self._waiting or self._closed)
+            if self._closed:
+                return None
+            self._drawing = self._waiting.popleft()
+            self._tell_places()
+            return self._drawing
+
+    def _open(self) -> Renderer:
+        """The renderer; loading is tried again after a failure, for the reason may be gone."""
+        try:
+            if self._renderer is None:
+                self._renderer = Renderer.open(self.model)
+            self.problem = None
+            return self._renderer
+        except Exception as error:
+            self.problem = str(_explained(error))
+            raise
+        finally:
+            self.loaded.set()
+
+    def _draw(self, job: Job) -> Finished:
+        job.tell(Waiting(0))
+        renderer = self._open()
+        reporter = _Reporter(job)
+        found = [(picture, picture.save(self.out)) for picture in renderer.stream(job.request, reporter)]
+        return Finished(tuple(picture for picture, _ in found), tuple(path for _, path in found), time.perf_counter() - reporter.began)
+
+
+class _Reporter:
+    """Tells a job's visitor about every step, and decodes a preview as often as it may."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.began = time.perf_counter()
+        self._first_step: float | None = None
+        self._next_preview = self.began
+
+    def __call__(self, step: Step) -> None:
+        if self.job.stopped.is_set():
+            raise Cancelled(f"cancelled at step {step.index + 1} of {step.steps}")
+        now = time.perf_counter()
+        done = step.pictures.start * step.steps + (step.index + 1) * len(step.pictures)
+        total = self.job.request.count * step.steps
+        preview = None
+        if now >= self._next_preview and done < total:
+            preview = step.preview()[-1]
+            took = time.perf_counter() - now
+            self._next_preview = now + took / PREVIEW_SHARE
+        self.job.tell(Drawing(done, total, self._left(now, done, total), preview))
+
+    def _left(self, now: float, done: int, total: int) -> float | None:
+        """Seconds, from the steps' mean so far; the first step, which warms everything up, does not count."""
+        if self._first_step is None:
+            self._first_step, self._first_done = now, done
+            return None
+        return (now - self._first_step) / (done - self._first_done) * (total - done)
+
+
+def _explained(error: Exception) -> LimnError:
+    """The error as something a visitor may read; what is not ours goes to the log with its traceback."""
+    if isinstance(error, LimnError):
+        return error
+    log.error("unexpected %s", type(error).__name__, exc_info=error)
+    return LimnError(f"something went wrong inside Limn ({type(error).__name__}): the server's log says more")
