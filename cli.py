@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from app import ui
 from core import terminal
 from core.errors import BadRequest, LimnError
 from core.request import RenderRequest, Resize, build_request
@@ -170,6 +171,9 @@ def demo(
     sheet = out / "contact-sheet.png"
     publish(sheet, encode_png(contact_sheet(strips, captions, columns=columns, title="Limn: control and picture")))
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3), "sheet": str(sheet)}, as_json)
+
+
+app.command()(ui)
 
 
 @app.command()
