@@ -131,7 +131,7 @@ def _choice(name: str) -> Any:
     import gradio as gr
 
     default = RenderRequest.model_fields[name].default
-    return gr.Dropdown([default], value=default, label=name.capitalize(), elem_id=name, min_width=120)
+    return gr.Dropdown([default], value=default, label=name.capitalize(), elem_id=name, min_width=160)
 
 
 def _wire(page: Any, parts: "Parts", handlers: "Handlers") -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 CAPACITY = 32
 PREVIEW_SHARE = 0.05  # of the time, at most, goes into previews
-NEWS_INTERVAL_S = 0.1  # a visitor hears no more often than that
+NEWS_INTERVAL_S = 0.2  # a visitor hears no more often than that
 HEARTBEAT_S = 0.5  # and no less often, so that one who has gone is noticed
 
 log = logging.getLogger("limn")

@@ -1,0 +1,63 @@
+"""The real page on a port of its own, as `limn ui` serves it: with the embedded model where it is installed, else with a tiny one."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import tinymodels
+
+ROOT = Path(__file__).parents[2]
+EMBEDDED = ROOT / "models" / "toyland"
+
+
+@dataclass(frozen=True)
+class Site:
+    """A running `limn ui`: its address, the folder of its pictures, everything it has printed."""
+
+    url: str
+    port: int
+    out: Path
+    log: list[str]
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny base, and tiny ControlNets beside it."""
+    return tinymodels.build_models(tmp_path_factory.mktemp("web-models"))
+
+
+@pytest.fixture(scope="session")
+def site(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The page, served by a process of its own until the last test is done."""
+    embedded = (EMBEDDED / "base").is_dir() and (EMBEDDED / "controlnet-canny").is_dir()
+    out = tmp_path_factory.mktemp("web-out")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, str(ROOT / "cli.py"), "ui", "--port", str(port), "--out", str(out)]
+    command += [] if embedded else ["--model", str(models / "base")]
+    log: list[str] = []
+    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out, env=environment) as process:
+        assert process.stdout is not None
+        try:
+            while "http" not in "".join(log[-1:]):
+                line = process.stdout.readline()
+                assert line, f"limn ui ended with {process.wait()}: {''.join(log)}"
+                log.append(line)
+            rest = threading.Thread(target=log.extend, args=(process.stdout,), daemon=True)
+            rest.start()
+            yield Site(f"http://127.0.0.1:{port}", port, out, log)
+            process.send_signal(signal.SIGTERM)
+            process.wait(60)
+            rest.join(10)
+        finally:
+            process.kill()
