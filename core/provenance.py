@@ -21,7 +21,8 @@ from core.infotext import infotext
 from core.request import Frozen, RenderRequest, explain
 
 SCHEMA_VERSION: Final = 1
-_LIBRARIES = ("limn", "torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python-headless")
+_LIBRARIES = ("limn", "torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python")
+_OTHER_BUILDS = {"opencv-python": "opencv-python-headless"}  # the same library without windows
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 
@@ -31,11 +32,15 @@ def library_versions() -> dict[str, str]:
     """The installed versions of Limn and of every library that decides what the pixels are; nothing is imported."""
     found = {}
     for name in _LIBRARIES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
+        found[name] = _version(name) or _version(_OTHER_BUILDS.get(name, name)) or "not installed"
     return found
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
 
 
 class WeightFile(Frozen):
