@@ -10,9 +10,11 @@ import signal
 import struct
 import sys
 import threading
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -227,11 +229,24 @@ def test_toyland_build_writes_a_dataset(capsys: pytest.CaptureFixture[str]) -> N
         assert decode(Path("data") / rows[0][column]).shape == (64, 64, 3)
 
 
+def press_ctrl_c_in(function: str, thread: int) -> None:
+    """Interrupts this process as soon as a thread is inside a function."""
+
+    def stack(frame: FrameType | None) -> Iterator[str]:
+        while frame is not None:
+            yield frame.f_code.co_name
+            frame = frame.f_back
+
+    while function not in stack(sys._current_frames()[thread]):
+        time.sleep(0.01)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
 def test_ctrl_c_ends_with_130(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    hand = threading.Thread(target=press_ctrl_c_in, args=("denoise", threading.get_ident()))
+    hand.start()
     assert limn("render", "--model", house / "base", "--size", "256x256", "--steps", 900) == 130
-    timer.join()
+    hand.join()
     assert capsys.readouterr().err.splitlines()[-1] == "limn: interrupted"
     assert not Path("outputs").exists()
 
