@@ -45,9 +45,9 @@ class Picture:
     maps: tuple[Image, ...]
     record: Record
 
-    def save(self, folder: Path) -> Path:
+    def save(self, folder: Path | str) -> Path:
         """Publish the picture as PNG, its record inside, under the name its record gives; equal pictures have equal names."""
-        path = folder / self.record.file_name()
+        path = Path(folder) / self.record.file_name()
         write_picture(path, np.asarray(self.image), self.record)
         return path
 
