@@ -37,7 +37,8 @@ from training.randomness import Draws
 SIZE_PX, PATCH_PX = 128, 8
 WIDTH, HEADS, LAYERS = 96, 4, 4
 CELLS, SIGMA_CELLS = 64, 2.0  # of a heatmap's side, and of the peak at a joint
-HEATMAP_WEIGHT = 100.0
+HEATMAP_WEIGHT, PLACE_WEIGHT, PLACE_SHARPNESS = 100.0, 0.1, 12.0
+EMPTY_SHARE = 5  # one in so many scenes without a person is shown to the pose estimator
 GRADIENT_WEIGHT = 0.5
 SWAPPED_SIDE = {"right": "left", "left": "right"}
 # which joint a joint becomes in a mirror
@@ -135,7 +136,11 @@ class DepthTask:
 
 @dataclass
 class PoseTask:
-    """A heatmap for every joint of the one person in a picture; all of them empty where there is none."""
+    """A heatmap for every joint of the one person in a picture; all of them empty where there is none.
+
+    The squared error says how high a peak is, and so whether there is anybody. Alone it would begin with thousands of steps of predicting
+    nothing at all, since a peak is so small; a cross-entropy over the places of each map says from the first step where to look.
+    """
 
     network: VitPoseForPoseEstimation
     dataset: Path
@@ -143,15 +148,18 @@ class PoseTask:
 
     def __post_init__(self) -> None:
         self.images, self.joints_NJ2 = packed(self.dataset, "images"), joints(self.dataset)
+        people = np.isfinite(self.joints_NJ2).any(axis=(1, 2))
+        self.shown = np.flatnonzero(people | (np.arange(len(people)) % EMPTY_SHARE == 0))
 
     def modules(self) -> dict[str, nn.Module]:
         return {"network": self.network}
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.shown)
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        return {"images": torch.from_numpy(self.images[indices]), "joints": torch.from_numpy(self.joints_NJ2[indices])}
+        chosen = self.shown[indices]
+        return {"images": torch.from_numpy(self.images[chosen]), "joints": torch.from_numpy(self.joints_NJ2[chosen])}
 
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
         flip = draws.uniform(name="flip") < 0.5
@@ -159,10 +167,17 @@ class PoseTask:
         xy_BJ2 = batch["joints"]
         wanted_BJHW = heatmaps(torch.where(flip[:, None, None], mirrored_joints(xy_BJ2), xy_BJ2))
         found_BJHW = self.network(pixel_values=x_BCHW).heatmaps.float()
-        loss = HEATMAP_WEIGHT * functional.mse_loss(found_BJHW, wanted_BJHW)
+        height = functional.mse_loss(found_BJHW, wanted_BJHW)
+        place = _place_loss(found_BJHW, wanted_BJHW)
         person = torch.isfinite(xy_BJ2).all(dim=-1).any(dim=1)
         peak = found_BJHW.detach().amax(dim=(2, 3)).mean(dim=1)
-        return loss, {"peak_person": peak[person].mean().nan_to_num(), "peak_empty": peak[~person].mean().nan_to_num()}
+        loss = HEATMAP_WEIGHT * height + PLACE_WEIGHT * place
+        return loss, {
+            "height": height.detach(),
+            "place": place.detach(),
+            "peak_person": peak[person].mean().nan_to_num(),
+            "peak_empty": peak[~person].mean().nan_to_num(),
+        }
 
     def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
         save(new_pose_estimator(), ema["network"], folder)
@@ -199,6 +214,15 @@ def joints(dataset: Path) -> np.ndarray:
     nowhere = [float("nan")] * 2
     rows = [[xy or nowhere for xy in row["joints"] or [None] * len(JOINTS)] for row in read_rows(dataset)]
     return np.array(rows, np.float32)
+
+
+def _place_loss(found_BJHW: Tensor, wanted_BJHW: Tensor) -> Tensor:
+    """Cross-entropy in nats between where the wanted heatmaps lie and where the found ones do, over the joints that are seen."""
+    mass_BJ1 = wanted_BJHW.flatten(2).sum(dim=-1, keepdim=True)
+    where = wanted_BJHW.flatten(2) / mass_BJ1.clamp(min=1e-6)
+    cross = -(where * functional.log_softmax(PLACE_SHARPNESS * found_BJHW.flatten(2), dim=-1)).sum(dim=-1)
+    seen = (mass_BJ1[..., 0] > 1).float()
+    return (cross * seen).sum() / seen.sum().clamp(min=1)
 
 
 def _gradient(error_BHW: Tensor, scale: int) -> Tensor:
