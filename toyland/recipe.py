@@ -40,7 +40,7 @@ RECIPES: dict[RecipeName, Recipe] = {
             "base": _stage(6500, 32, 8e-4, 200, ema_decay=0.999),
             "controlnet": _stage(1400, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
             "estimator-depth": _stage(2400, 32, 1.5e-3, 200, **_ESTIMATOR),
-            "estimator-pose": _stage(3600, 32, 1.5e-3, 200, **_ESTIMATOR),
+            "estimator-pose": _stage(3000, 32, 1.5e-3, 200, **_ESTIMATOR),
         },
         device="cpu",
     ),
