@@ -112,6 +112,7 @@ class Renderer:
     def _check(self, request: RenderRequest) -> "_Job":
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""
         from pipelines import samplers
+        from pipelines.checkpoint import open_checkpoint
         from pipelines.engine import resolve
         from pipelines.schedules import SCHEDULES
 
@@ -126,10 +127,10 @@ class Renderer:
                 raise BadRequest(f"{name} = {value}: this model draws in cells of {family.cell_px} pixels; give a multiple")
         folders = [_control_folder(unit, family) for unit in request.controls]
         for folder in folders:
-            family.check_control(folder)
+            family.check_control(open_checkpoint(folder))
         nets = [self.engine.control(family, folder) for folder in folders]
         maps = [load_map(unit, request.width, request.height) for unit in request.controls]
-        weights = self.engine.weights("base", family.folder, family.weight_parts)
+        weights = self.engine.weights("base", family.checkpoint.path, family.weight_parts)
         for place, folder in enumerate(folders):
             weights += self.engine.weights(f"control {place}", folder)
         plan, notes = _plan(request, family, nets, maps)
@@ -234,7 +235,7 @@ def _control_folder(unit: ControlUnit, family: "Family") -> Path:
 
     if unit.model is not None:
         return resolve(unit.model)
-    beside = default_control(family.folder, unit.kind)
+    beside = default_control(family.checkpoint.path, unit.kind)
     if beside is not None:
         return beside
     published = controls.get(unit.kind).weights.get(family.name)
@@ -247,6 +248,7 @@ def _plan(request: RenderRequest, family: "Family", nets: list[Any], maps: list[
     """What the loop needs, and what the user should know."""
     from pipelines import samplers
     from pipelines.denoise import Plan
+    from pipelines.family import Drawing
     from pipelines.schedules import make_times
 
     sampler = samplers.get(request.sampler)
@@ -259,8 +261,9 @@ def _plan(request: RenderRequest, family: "Family", nets: list[Any], maps: list[
         end_on_first=family.end_on_first,
     )
     guided = request.guidance_scale != 1.0
-    positive = family.encode_prompt(request.prompt)
-    negative = family.encode_prompt(request.negative_prompt) if guided else None
+    drawing = Drawing(request.width, request.height, request.guidance_scale)
+    positive = family.bind(family.encode_prompt(request.prompt), drawing)
+    negative = family.bind(family.encode_prompt(request.negative_prompt), drawing) if guided else None
     notes = [warning for prepared in maps for warning in prepared.warnings]
     for name, text in (("prompt", positive), ("negative prompt", negative)):
         if text is not None and text.dropped:
@@ -274,13 +277,14 @@ def _steerings(request: RenderRequest, family: "Family", nets: list[Any], maps: 
     import torch
 
     from pipelines.denoise import Steering
+    from pipelines.family import Hint
 
-    prepared: dict[tuple[int, str], Any] = {}
+    prepared: dict[tuple[int, str, str], Any] = {}
     steerings = []
     for unit, net, one in zip(request.controls, nets, maps, strict=True):
-        key = (id(net), one.map_sha256)
+        key = (id(net), one.map_sha256, unit.kind)
         if key not in prepared:
-            prepared[key] = family.prepare(net, one.map_HWC)
+            prepared[key] = family.prepare(net, Hint(one.map_HWC, unit.kind))
         mask = None if one.mask_HW is None else torch.from_numpy(one.mask_HW).float() / 255.0
         steerings.append(Steering(prepared[key], unit.weight, unit.start, unit.end, unit.mode, mask))
     return tuple(steerings)

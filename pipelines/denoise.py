@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from core.errors import BadModel, Mismatch
 from core.request import Mode
-from pipelines.family import Family, PreparedControl, Text
+from pipelines.family import Family, PreparedControl, Residuals, Text
 from pipelines.samplers import Noise, OnStep, Sampler
 from pipelines.schedules import Times
 
@@ -35,7 +35,7 @@ class Steering:
     end: float = 1.0
     mode: Mode = "balanced"
     mask_HW: Tensor | None = None
-    _masks: dict[tuple[int, int], Tensor] = field(default_factory=dict, init=False, repr=False)
+    _masks: dict[tuple[tuple[int, int], bool], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.mask_HW is not None and self.control.positive_only:
@@ -50,25 +50,27 @@ class Steering:
         """Whether the control acts in step i of `steps`: with weight, and with the whole step inside the window."""
         return self.weight != 0.0 and i / steps >= self.start and (i + 1) / steps <= self.end
 
-    def residuals(self, x: Tensor, t: Tensor, text: Text) -> list[Tensor]:
+    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
         """The network's residuals, weighted by level and region."""
         found = self.control.residuals(x, t, text)
-        factors = level_factors(self.mode, len(found))
-        return [self._scaled(residual, self.weight * factor) for residual, factor in zip(found, factors, strict=True)]
+        factors = iter(level_factors(self.mode, sum(map(len, found.values()))))
+        cells = (x.shape[-2] // self.control.patch, x.shape[-1] // self.control.patch)
+        return {name: [self._scaled(one, self.weight * next(factors), cells) for one in group] for name, group in found.items()}
 
-    def _scaled(self, residual: Tensor, factor: float) -> Tensor:
+    def _scaled(self, residual: Tensor, factor: float, cells: tuple[int, int]) -> Tensor:
         if self.mask_HW is not None:
-            return residual * (self._mask_at(residual) * factor)
+            return residual * (self._mask_at(residual, cells) * factor)
         return residual * factor if factor != 1.0 else residual
 
-    def _mask_at(self, residual: Tensor) -> Tensor:
-        """The mask averaged over the cells of a level (1, 1, H, W)."""
+    def _mask_at(self, residual: Tensor, cells: tuple[int, int]) -> Tensor:
+        """The mask averaged over the cells of a level: (1, 1, H, W), or (1, L, 1) for tokens."""
         assert self.mask_HW is not None
-        size = (residual.shape[-2], residual.shape[-1])
-        if size not in self._masks:
-            mask = F.interpolate(self.mask_HW[None, None].float(), size, mode="area")
-            self._masks[size] = mask.to(residual.device, residual.dtype)
-        return self._masks[size]
+        tokens = residual.ndim == 3
+        size = cells if tokens else (residual.shape[-2], residual.shape[-1])
+        if (size, tokens) not in self._masks:
+            mask = F.interpolate(self.mask_HW[None, None].float(), size, mode="area").to(residual.device, residual.dtype)
+            self._masks[size, tokens] = mask.flatten(2).transpose(1, 2) if tokens else mask
+        return self._masks[size, tokens]
 
 
 def level_factors(mode: Mode, levels: int) -> list[float]:
@@ -145,19 +147,22 @@ def _model(family: Family, plan: Plan, x: Tensor) -> Callable[[Tensor, int], Ten
     return model
 
 
-def _sum(found: list[list[Tensor]]) -> list[Tensor] | None:
-    """Several controls' residuals added level by level."""
-    if not found:
-        return None
-    total, *others = found
-    for other in others:
-        total = [one + another for one, another in zip(total, other, strict=True)]
-    return total
+def _sum(found: Sequence[Residuals]) -> Residuals | None:
+    """Several controls' residuals added place by place and level by level."""
+    total: Residuals = {}
+    for one in found:
+        for name, group in one.items():
+            total[name] = [a + b for a, b in zip(total[name], group, strict=True)] if name in total else group
+    return total or None
 
 
-def _combined(everywhere: list[Tensor] | None, on_prompt: list[Tensor] | None, rows: int) -> list[Tensor] | None:
+def _combined(everywhere: Residuals | None, on_prompt: Residuals | None, rows: int) -> Residuals | None:
     """Residuals for all rows; those for the prompt's half, the last rows, are nothing for the negative one's."""
-    if on_prompt is None or on_prompt[0].shape[0] == rows:
-        return everywhere if on_prompt is None else _sum([on_prompt] if everywhere is None else [everywhere, on_prompt])
-    padded = [torch.cat([torch.zeros_like(residual), residual]) for residual in on_prompt]
-    return padded if everywhere is None else _sum([everywhere, padded])
+    if on_prompt is None:
+        return everywhere
+    whole = {name: [_lower(residual, rows) for residual in group] for name, group in on_prompt.items()}
+    return _sum([whole] if everywhere is None else [everywhere, whole])
+
+
+def _lower(residual: Tensor, rows: int) -> Tensor:
+    return residual if residual.shape[0] == rows else torch.cat([torch.zeros_like(residual), residual])

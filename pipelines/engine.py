@@ -14,8 +14,9 @@ from core.errors import BadModel, BadRequest, unknown_name
 from core.files import sha256_file
 from core.provenance import WeightFile
 from core.registry import discover
+from pipelines.checkpoint import open_checkpoint
 from pipelines.family import Family, Place
-from pipelines.loading import quiet, read_config, refuse_pickle, weight_files
+from pipelines.loading import quiet, refuse_pickle
 
 TOYLAND = Path(__file__).resolve().parent.parent / "models" / "toyland"
 BASES_KEPT, CONTROLNETS_KEPT = 2, 8
@@ -106,7 +107,7 @@ class Engine:
         Raises:
             BadModel, Mismatch: it does not fit, or is incomplete or damaged.
         """
-        family.check_control(folder)
+        family.check_control(open_checkpoint(folder))
         key = (family.name, folder.resolve())
         return _kept(self._controls, key, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
 
@@ -114,22 +115,23 @@ class Engine:
         """The weight files of a loaded model with their SHA-256; part: 'base' or 'control <place in the request>'."""
         key = folder.resolve()
         if key not in self._hashes:  # hashed once per loading: what counts is the file that was loaded
-            files = [file for subfolder in subfolders for file in weight_files(folder / subfolder)]
+            checkpoint = open_checkpoint(folder)
+            files = [file for subfolder in subfolders for file in checkpoint.files(subfolder)]
             self._hashes[key] = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
         return [WeightFile(part=part, file=file, sha256=sha256) for file, sha256 in self._hashes[key].items()]
 
     def _load_base(self, folder: Path) -> Family:
-        index = read_config(folder / "model_index.json")
+        checkpoint = open_checkpoint(folder)
         for family in families().values():
-            if family.recognises(index):
+            if family.recognises(checkpoint):
                 self._hashes.pop(folder.resolve(), None)
-                return family.load(folder, self.place)
-        kind = index.get("_class_name", "of an unknown class")
+                return family.load(checkpoint, self.place)
+        kind = checkpoint.classes.get("", "of an unknown class")
         raise BadModel(f"model {str(folder)!r} is {kind}: known families are {', '.join(families())}")
 
     def _load_control(self, family: Family, folder: Path) -> Any:
         self._hashes.pop(folder.resolve(), None)
-        return family.load_control(folder)
+        return family.load_control(open_checkpoint(folder))
 
 
 def _from_hub(repo: str, revision: str | None) -> Path:

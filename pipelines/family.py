@@ -4,39 +4,97 @@ A family knows its checkpoints and its networks. It has no loop, no sampler, no 
 `pipelines/denoise.py`. Axes: B pictures, C channels, H and W pixels or latent cells, L text tokens, D width.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path as FilePath
-from typing import Any, ClassVar, Protocol, Self
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
+import numpy as np
 import torch
-from torch import Tensor
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.control import Image
+from pipelines import vae
+from pipelines.checkpoint import Checkpoint
 from pipelines.parameterisation import Parameterisation, Path
+from pipelines.place import Place as Place
+from pipelines.prompt import Wording, plain
 
+# What is added to the network, by the family's own names for the places: one tensor a level, outermost first. Rows are (B, C, H, W), or
+# (B, L, C) for tokens of the picture in reading order.
+Residuals: TypeAlias = dict[str, list[Tensor]]
+# How a family follows `guidance_scale`: by a second forward without the prompt, by a number the network is told, or not at all.
+Guidance = Literal["classifier_free", "embedded", "none"]
 
-@dataclass(frozen=True)
-class Place:
-    """Where networks live and in which numbers they compute."""
-
-    device: torch.device
-    dtype: torch.dtype
+PROMPTS_KEPT = 256
 
 
 @dataclass(frozen=True, eq=False)
 class Text:
-    """Encoded prompts, one row per picture; dropped: the end of the prompt that did not fit into the encoder."""
+    """Encoded prompts, one row per picture.
+
+    tokens_BLD: what cross-attention reads. pooled_BD: one vector a prompt, where the family has one. mask_BL: 1 where a token counts; None
+    for everywhere. extra: what else belongs to the rows, by the family's own names. dropped: the end of the prompt that did not fit.
+    """
 
     tokens_BLD: Tensor
     pooled_BD: Tensor | None = None
+    mask_BL: Tensor | None = None
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: str = ""
 
     @staticmethod
     def rows(texts: Sequence["Text"]) -> "Text":
-        """All rows of all texts under one another."""
-        pooled = [text.pooled_BD for text in texts if text.pooled_BD is not None]
-        return Text(torch.cat([text.tokens_BLD for text in texts]), torch.cat(pooled) if pooled else None)
+        """All rows of all texts under one another; where lengths differ the shorter are padded with zeros that do not count."""
+        first = texts[0]
+        longest = max(text.tokens_BLD.shape[1] for text in texts)
+        masked = first.mask_BL is not None or any(text.tokens_BLD.shape[1] != longest for text in texts)
+        return Text(
+            torch.cat([_padded(text.tokens_BLD, longest) for text in texts]),
+            None if first.pooled_BD is None else torch.cat([text.pooled_BD for text in texts if text.pooled_BD is not None]),
+            torch.cat([_padded(text.mask(), longest) for text in texts]) if masked else None,
+            {name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
+        )
+
+    def mask(self) -> Tensor:
+        """The mask, with ones where it was left out."""
+        return self.mask_BL if self.mask_BL is not None else self.tokens_BLD.new_ones(self.tokens_BLD.shape[:2])
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What of a request some networks are told beside the prompt. Sizes in pixels."""
+
+    width: int
+    height: int
+    guidance_scale: float
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far a flow model's noise levels are moved towards noise: σ' = f·σ / (1 + (f − 1)·σ).
+
+    terminal: where given, the levels are stretched so that the last one before the picture is this. Source: Esser et al., Scaling Rectified
+    Flow Transformers, 2024, section 5.3.2.
+    """
+
+    factor: float = 1.0
+    terminal: float | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Hint:
+    """A control as a ControlNet is given it: its map and its kind ("canny").
+
+    mask_HW: for inpainting ControlNets, where to paint: uint8, 255 there.
+    """
+
+    map_HWC: Image
+    kind: str
+    mask_HW: NDArray[np.uint8] | None = None
 
 
 class PreparedControl(Protocol):
@@ -47,75 +105,122 @@ class PreparedControl(Protocol):
         """Whether the network is made to steer the prompt's half of guidance alone."""
         ...
 
-    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> list[Tensor]:
-        """What to add at each level of the base network, outermost first, the middle last; unscaled."""
+    @property
+    def levels(self) -> int:
+        """How many residuals it gives, over all places."""
+        ...
+
+    @property
+    def patch(self) -> int:
+        """Latent cells to a side of a token, for residuals of tokens; 1 elsewhere."""
+        ...
+
+    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
+        """What to add to the base network for these rows; unscaled."""
         ...
 
 
-class Family(Protocol):
+class Family(ABC):
     """One kind of base model, loaded.
 
-    weight_parts: the subfolders that hold weights; cell_px: pixels to a latent cell. `path`, `parameterisation`, `steps_offset` and
+    title: its name for people. weight_parts: the parts that hold weights. defaults: fields of a request that people of this family would
+    set, used where a request leaves them out. cell_px: pixels to a latent cell. `path`, `parameterisation`, `steps_offset` and
     `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the pure picture.
     """
 
     name: ClassVar[str]
+    title: ClassVar[str]
     weight_parts: ClassVar[tuple[str, ...]]
-    folder: FilePath
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    checkpoint: Checkpoint
     place: Place
+    vae: Any
     path: Path
     parameterisation: Parameterisation
-    steps_offset: int
-    end_on_first: bool
-    cell_px: int
+    guidance: Guidance = "classifier_free"
+    steps_offset: int = 0
+    end_on_first: bool = False
+    cell_px: int = 8
+
+    def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
+        self.checkpoint, self.place = checkpoint, place
+        # Kept on the instance, so that the texts go when the model goes.
+        self._encoded = lru_cache(PROMPTS_KEPT)(self.encode_wording)
 
     @classmethod
-    def recognises(cls, index: Mapping[str, Any]) -> bool:
-        """Whether a diffusers `model_index.json` describes a checkpoint of this family."""
-        ...
+    @abstractmethod
+    def recognises(cls, checkpoint: Checkpoint) -> bool:
+        """Whether a base model is of this family, from its configuration and tensors, never from its name."""
 
     @classmethod
-    def load(cls, folder: FilePath, place: Place) -> Self:
-        """The checkpoint in a diffusers folder, ready to predict.
+    @abstractmethod
+    def load(cls, checkpoint: Checkpoint, place: Place) -> Self:
+        """The checkpoint, ready to predict.
 
         Raises:
             BadModel: a part is missing, damaged, or in a format that is refused.
+            Mismatch: the parts are whole but do not belong together.
         """
-        ...
 
+    @abstractmethod
+    def networks(self) -> Mapping[str, nn.Module]:
+        """Every loaded network by the name of its part."""
+
+    @abstractmethod
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of this size in pixels."""
-        ...
 
-    def encode_prompt(self, prompt: str) -> Text:
-        """One row of text; the same prompt is encoded once."""
-        ...
+    def shift(self, width: int, height: int) -> Shift:
+        """How a flow model moves its noise levels for a picture of this size."""
+        return Shift()
+
+    def encode_prompt(self, prompt: str | Wording, clip_skip: int = 1) -> Text:
+        """One row of text; the same words are encoded once."""
+        return self._encoded(plain(prompt) if isinstance(prompt, str) else prompt, clip_skip)
+
+    @abstractmethod
+    def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
+        """One row of text, encoded anew. clip_skip: the CLIP layer that is read, counted from the last, which is 1."""
+
+    def bind(self, text: Text, drawing: Drawing) -> Text:
+        """The text with what else the network is told about the picture: SDXL's sizes, FLUX's guidance."""
+        return text
 
     def encode_image(self, image_HWC: Image) -> Tensor:
         """The latents (1, C, H, W) of a picture: the mean of their distribution, scaled as the network expects."""
-        ...
+        return vae.encode(self.vae, image_HWC, self.place)
 
     def decode(self, latents_BCHW: Tensor) -> Tensor:
         """Pictures (B, 3, H, W) in about [−1, 1]."""
-        ...
+        return vae.decode(self.vae, latents_BCHW, self.place)
 
-    def check_control(self, folder: FilePath) -> None:
-        """Whether the ControlNet in a folder fits this model, from its configuration alone.
+    def inpaint(self, image_HWC: Image, mask_HW: NDArray[np.uint8]) -> Residuals | None:
+        """What a model made for inpainting is told at every step: picture and mask (255: paint here); None for a plain model."""
+        return None
+
+    @abstractmethod
+    def check_control(self, checkpoint: Checkpoint) -> None:
+        """Whether a ControlNet (or adapter) fits this model, from its configuration alone.
 
         Raises:
             BadModel: it is no ControlNet of a kind this family knows.
             Mismatch: it is one for another base.
         """
-        ...
 
-    def load_control(self, folder: FilePath) -> Any:
-        """The ControlNet in a diffusers folder, checked and placed beside this model."""
-        ...
+    @abstractmethod
+    def load_control(self, checkpoint: Checkpoint) -> Any:
+        """The ControlNet, checked and placed beside this model."""
 
-    def prepare(self, net: Any, map_HWC: Image) -> PreparedControl:
-        """A loaded ControlNet with its map; the hint is embedded here, once."""
-        ...
+    @abstractmethod
+    def prepare(self, net: Any, hint: Hint) -> PreparedControl:
+        """A loaded ControlNet with its map; whatever stays the same at every step is computed here, once."""
 
-    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: list[Tensor] | None) -> Tensor:
-        """The network's output for noisy latents at timestep t, in x's dtype."""
-        ...
+    @abstractmethod
+    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
+        """The network's output for noisy latents at timestep t of the training schedule, in x's shape and dtype."""
+
+
+def _padded(rows: Tensor, length: int) -> Tensor:
+    """Rows (B, L, …) with zeros up to a length."""
+    missing = length - rows.shape[1]
+    return F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, missing)) if missing else rows

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadModel
-from pipelines.family import Place
+from pipelines.place import Place
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 _SHOWN_KEYS = 3
@@ -105,6 +105,20 @@ def load_part(part: Any, folder: Path, place: Place) -> Any:
         more = f" and {len(missing) - _SHOWN_KEYS} more" if len(missing) > _SHOWN_KEYS else ""
         raise BadModel(f"weights {str(files[0])!r} lack {len(missing)} tensors ({shown}{more}): fetch the model again")
     return network.eval().requires_grad_(False).to(place.device)
+
+
+def load_tokenizer(kind: Any, folder: Path) -> Any:
+    """A tokenizer of a checkpoint: `kind` is its class in transformers.
+
+    Raises:
+        BadModel: it cannot be read.
+    """
+    try:
+        with quiet():
+            return kind.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise BadModel(f"tokenizer in {str(folder)!r} cannot be read ({reason}): fetch the model again") from error
 
 
 @contextmanager

@@ -238,7 +238,7 @@ def test_record_and_fidelity(renderer: Renderer, models: Path, pictures: Path, t
         ("control 0", "diffusion_pytorch_model.safetensors"),
         ("control 1", "diffusion_pytorch_model.safetensors"),
     ]
-    assert record.controls[0].params == {"low": 50, "high": 200}
+    assert record.controls[0].params == controls.get("canny").parse_params({"low": 50, "high": 200}).model_dump(mode="json")
     assert record.controls[1].params == {}
     edges = controls.get("canny")
     score = edges.compare(picture.maps[0], np.asarray(picture.image), edges.parse_params({"low": 50}))
@@ -285,9 +285,9 @@ def test_models_are_loaded_once_and_the_oldest_go(models: Path, monkeypatch: pyt
     loaded: list[Path] = []
     load = StableDiffusion.load.__func__  # type: ignore[attr-defined]
 
-    def counted(cls: Any, folder: Path, place: Any) -> Any:
-        loaded.append(folder)
-        return load(cls, folder, place)
+    def counted(cls: Any, checkpoint: Any, place: Any) -> Any:
+        loaded.append(checkpoint.path)
+        return load(cls, checkpoint, place)
 
     monkeypatch.setattr(StableDiffusion, "load", classmethod(counted))
     engine = engines.Engine(engines.choose_place("cpu"))

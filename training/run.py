@@ -14,6 +14,7 @@ from torch import Tensor
 from core.errors import BadModel, BadRequest
 from core.files import publish, sha256_file
 from core.request import Frozen, explain
+from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, resolve
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
@@ -125,7 +126,7 @@ def load_controlnet(base: StableDiffusion, folder: Path) -> ControlNetModel:
     Raises:
         BadModel, Mismatch: it is none, is damaged, or was made for another base.
     """
-    base.check_control(folder)
+    base.check_control(open_checkpoint(folder))
     net: ControlNetModel = load_part(ControlNetModel, folder, base.place).requires_grad_(True)
     return net
 
@@ -139,14 +140,16 @@ def _base(name: str, place: Place) -> StableDiffusion:
 
 def _cached_texts(config: ControlNetConfig, base: StableDiffusion, pairs: list[Pair], state: PartialState) -> cache.Rows:
     captions = [pair.caption for pair in pairs]
-    name = cache.folder_name("text", encoder=_hashes(base.folder / "text_encoder"), tokenizer=_hashes(base.folder / "tokenizer"))
+    name = cache.folder_name(
+        "text", encoder=_hashes(base.checkpoint.path / "text_encoder"), tokenizer=_hashes(base.checkpoint.path / "tokenizer")
+    )
     keys = [cache.digest(caption) for caption in captions]
     return _cached(_cache_folder(config) / name, keys, lambda rows: _text_rows(base, [captions[row] for row in rows]), 64, state)
 
 
 def _cached_moments(config: ControlNetConfig, base: StableDiffusion, pairs: list[Pair], state: PartialState) -> cache.Rows:
     loader, folder = Loader(config.data), _cache_folder(config)
-    name = cache.folder_name("moments", encoder=_hashes(base.folder / "vae"), size=(loader.width, loader.height), fit="crop")
+    name = cache.folder_name("moments", encoder=_hashes(base.checkpoint.path / "vae"), size=(loader.width, loader.height), fit="crop")
     with state.main_process_first():
         contents = cache.content_keys([pair.picture for pair in pairs], folder / "contents.json")
     keys = [content + "-mirrored" * pair.mirrored for content, pair in zip(contents, pairs, strict=True)]

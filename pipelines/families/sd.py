@@ -6,92 +6,84 @@ Epsilon and v-prediction. toyland is of this family. Source: Rombach et al., Hig
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path as FilePath
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from core.control import Image
 from core.errors import BadModel, Mismatch
-from pipelines.family import Place, Text
-from pipelines.images import condition_to_tensor, picture_to_tensor
-from pipelines.loading import load_part, quiet, read_config
-from pipelines.parameterisation import Parameterisation, Path, parameterisation
+from pipelines.checkpoint import Checkpoint, need
+from pipelines.family import Family, Hint, Place, Residuals, Text
+from pipelines.images import condition_to_tensor
+from pipelines.loading import quiet
+from pipelines.parameterisation import Path, parameterisation
+from pipelines.prompt import Wording
 
-_PROMPTS_KEPT = 256
 # A ControlNet is a copy of the base's encoder; where these differ its residuals have no place to go.
 _SHARED = ("in_channels", "block_out_channels", "layers_per_block", "down_block_types")
 
 
-class StableDiffusion:
-    """A loaded checkpoint; see `pipelines.family.Family`."""
+class StableDiffusion(Family):
+    """A loaded checkpoint; see `pipelines.family.Family`. Residuals go to "skips": the skip connections, and the middle last."""
 
     name: ClassVar[str] = "sd"
+    title: ClassVar[str] = "Stable Diffusion 1.x or 2.x"
     weight_parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
 
-    def __init__(self, folder: FilePath, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        self.folder, self.place = folder, place
+    def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+        super().__init__(checkpoint, place)
         self.unet, self.vae = parts["unet"], parts["vae"]
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
         self.path = Path.from_scheduler_config(scheduler)
-        self.parameterisation: Parameterisation = parameterisation(str(scheduler.get("prediction_type", "epsilon")))
+        self.parameterisation = parameterisation(str(scheduler.get("prediction_type", "epsilon")))
         self.steps_offset = int(scheduler.get("steps_offset", 0))
         self.end_on_first = not scheduler.get("set_alpha_to_one", True)
-        self.cell_px: int = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        # Kept on the instance, so that the texts go when the model goes.
-        self._encode_prompt = lru_cache(_PROMPTS_KEPT)(self._encode_prompt_anew)
+        self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
 
     @classmethod
-    def recognises(cls, index: Mapping[str, Any]) -> bool:
+    def recognises(cls, checkpoint: Checkpoint) -> bool:
         """A UNet2DConditionModel read by one CLIPTextModel, and no second text encoder (that is SDXL)."""
+        classes = checkpoint.classes
         return (
-            _class_of(index, "unet") == "UNet2DConditionModel"
-            and _class_of(index, "text_encoder") == "CLIPTextModel"
-            and ("text_encoder_2" not in index)
+            classes.get("unet") == "UNet2DConditionModel"
+            and classes.get("text_encoder") == "CLIPTextModel"
+            and "text_encoder_2" not in classes
         )
 
     @classmethod
-    def load(cls, folder: FilePath, place: Place) -> "StableDiffusion":
-        """The checkpoint in a diffusers folder.
-
-        Raises:
-            BadModel: a part is missing, damaged, or in a format that is refused.
-            Mismatch: the parts are whole but do not belong together.
-        """
+    def load(cls, checkpoint: Checkpoint, place: Place) -> "StableDiffusion":
+        """See `Family.load`."""
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from transformers import CLIPTextModel
+        from transformers import CLIPTextModel, CLIPTokenizer
 
-        needed = (*cls.weight_parts, "tokenizer", "scheduler")
-        for part in needed:
-            if not (folder / part).is_dir():
-                raise BadModel(f"model folder {str(folder)!r} has no {part!r} folder: a Stable Diffusion model needs {', '.join(needed)}")
-        scheduler = read_config(folder / "scheduler" / "scheduler_config.json")
+        need(checkpoint, (*cls.weight_parts, "tokenizer", "scheduler"), cls.title)
         parts = {
-            "unet": load_part(UNet2DConditionModel, folder / "unet", place),
-            "vae": load_part(AutoencoderKL, folder / "vae", place),
-            "text_encoder": load_part(CLIPTextModel, folder / "text_encoder", place),
-            "tokenizer": _load_tokenizer(folder / "tokenizer"),
+            "unet": checkpoint.network(UNet2DConditionModel, "unet", place),
+            "vae": checkpoint.network(AutoencoderKL, "vae", place),
+            "text_encoder": checkpoint.network(CLIPTextModel, "text_encoder", place),
+            "tokenizer": checkpoint.tokenizer(CLIPTokenizer, "tokenizer"),
         }
-        _check_parts(folder, parts)
-        model = cls(folder, place, parts, scheduler)
+        _check_parts(checkpoint, parts)
+        model = cls(checkpoint, place, parts, checkpoint.config("scheduler"))
         if model.parameterisation.output == "epsilon" and float(model.path.alphas_T[-1]) == 0.0:
             raise Mismatch(
-                f"scheduler of {str(folder)!r}: rescale_betas_zero_snr ends in pure noise, where epsilon says nothing; use v-prediction"
+                f"scheduler of {str(checkpoint.path)!r}: rescale_betas_zero_snr ends in pure noise, where epsilon says nothing; "
+                "use v-prediction"
             )
         return model
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Family.networks`."""
+        return {"unet": self.unet, "vae": self.vae, "text_encoder": self.text_encoder}
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of this size in pixels."""
         return int(self.unet.config.in_channels), height // self.cell_px, width // self.cell_px
 
-    def encode_prompt(self, prompt: str) -> Text:
-        """The prompt's token states (1, L, D); the same prompt is encoded once."""
-        return self._encode_prompt(prompt)
-
     @torch.inference_mode()
-    def _encode_prompt_anew(self, prompt: str) -> Text:
+    def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
+        """The prompt's token states (1, L, D)."""
+        prompt = wording.text
         length = self.tokenizer.model_max_length
         inputs = self.tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt")
         with quiet():  # a long prompt is reported in `dropped`
@@ -102,69 +94,56 @@ class StableDiffusion:
         states = self.text_encoder(inputs.input_ids.to(self.place.device), attention_mask=mask)
         return Text(states[0].to(self.place.dtype), dropped=dropped)
 
-    @torch.inference_mode()
-    def encode_image(self, image_HWC: Image) -> Tensor:
-        """The mean latents (1, C, H, W) of a picture, scaled as the UNet expects."""
-        pixels = picture_to_tensor(image_HWC)[None].to(self.place.device, self.place.dtype)
-        mean: Tensor = self.vae.encode(pixels).latent_dist.mean
-        return mean.float() * float(self.vae.config.scaling_factor)
-
-    @torch.inference_mode()
-    def decode(self, latents_BCHW: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) in about [−1, 1]."""
-        scaled = (latents_BCHW / self.vae.config.scaling_factor).to(self.place.dtype)
-        pixels: Tensor = self.vae.decode(scaled, return_dict=False)[0]
-        return pixels.float()
-
-    def check_control(self, folder: FilePath) -> None:
-        """Whether the ControlNet in a folder fits this model, from its configuration alone.
+    def check_control(self, checkpoint: Checkpoint) -> None:
+        """Whether a ControlNet fits this model, from its configuration alone.
 
         Raises:
             BadModel: it is no ControlNetModel.
             Mismatch: it was made for another base.
         """
-        config = read_config(folder / "config.json")
+        where, config = str(checkpoint.path), checkpoint.config("")
         kind = config.get("_class_name")
         if kind != "ControlNetModel":
-            raise BadModel(f"{str(folder)!r} is {kind or 'of an unknown class'}, not a ControlNetModel: give a ControlNet's folder")
+            raise BadModel(f"{where!r} is {kind or 'of an unknown class'}, not a ControlNetModel: give a ControlNet's folder")
         width, base_width = config.get("cross_attention_dim", 1280), self.unet.config.cross_attention_dim
         if width != base_width or config.get("addition_embed_type") is not None:
             family = "an SDXL ControlNet" if config.get("addition_embed_type") is not None else f"for cross-attention width {width}"
             raise Mismatch(
-                f"ControlNet {str(folder)!r} is {family}, the base model {str(self.folder)!r} has width {base_width}: "
+                f"ControlNet {where!r} is {family}, the base model {str(self.checkpoint.path)!r} has width {base_width}: "
                 "use a ControlNet trained for this base (width 768: SD 1.x; 1024: SD 2.x)"
             )
         for key in _SHARED:
             if key in config and _plain(config[key]) != _plain(self.unet.config[key]):
                 raise Mismatch(
-                    f"ControlNet {str(folder)!r} has {key} {_plain(config[key])}, the base model {_plain(self.unet.config[key])}: "
+                    f"ControlNet {where!r} has {key} {_plain(config[key])}, the base model {_plain(self.unet.config[key])}: "
                     "use a ControlNet trained for this base"
                 )
 
-    def load_control(self, folder: FilePath) -> "LoadedControlNet":
-        """The ControlNet in a diffusers folder, checked and placed beside this model.
+    def load_control(self, checkpoint: Checkpoint) -> "LoadedControlNet":
+        """The ControlNet, checked and placed beside this model.
 
         Raises:
             BadModel, Mismatch: as `check_control`, and damaged or missing weights.
         """
         from diffusers import ControlNetModel
 
-        self.check_control(folder)
-        return LoadedControlNet(load_part(ControlNetModel, folder, self.place), self.place)
+        self.check_control(checkpoint)
+        return LoadedControlNet(checkpoint.network(ControlNetModel, "", self.place), self.place)
 
     @torch.inference_mode()
-    def prepare(self, net: "LoadedControlNet", map_HWC: Image) -> "SteeredControlNet":
+    def prepare(self, net: "LoadedControlNet", hint: Hint) -> "SteeredControlNet":
         """A ControlNet with its map; the hint is embedded here, once."""
-        return SteeredControlNet(net, net.embed(condition_to_tensor(map_HWC)[None]))
+        return SteeredControlNet(net, net.embed(condition_to_tensor(hint.map_HWC)[None]))
 
-    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: list[Tensor] | None) -> Tensor:
+    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         """The UNet's output for noisy latents at timestep t, in x's dtype."""
+        skips = residuals["skips"] if residuals else None
         out: Tensor = self.unet(
             x_BCHW.to(self.place.dtype),
             t,
             encoder_hidden_states=text.tokens_BLD,
-            down_block_additional_residuals=residuals[:-1] if residuals else None,
-            mid_block_additional_residual=residuals[-1] if residuals else None,
+            down_block_additional_residuals=skips[:-1] if skips else None,
+            mid_block_additional_residual=skips[-1] if skips else None,
             return_dict=False,
         )[0]
         return out.to(x_BCHW.dtype)
@@ -199,7 +178,17 @@ class SteeredControlNet:
         """Pooled ControlNets (shuffle) are made to steer the prompt's half of guidance alone."""
         return bool(self.loaded.net.config.global_pool_conditions)
 
-    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> list[Tensor]:
+    @property
+    def levels(self) -> int:
+        """Skip connections, and the middle."""
+        return len(self.loaded.net.controlnet_down_blocks) + 1
+
+    @property
+    def patch(self) -> int:
+        """Residuals are feature maps."""
+        return 1
+
+    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """What to add to the UNet's skip connections, outermost first, and to its middle, last; unscaled."""
         down, middle = self.loaded.net(
             x_BCHW.to(self.loaded.place.dtype),
@@ -208,34 +197,17 @@ class SteeredControlNet:
             controlnet_cond=self.hint_BCHW,
             return_dict=False,
         )
-        return [*down, middle]
-
-
-def _class_of(index: Mapping[str, Any], part: str) -> str | None:
-    value = index.get(part)
-    return value[1] if isinstance(value, list) and len(value) == 2 else None
+        return {"skips": [*down, middle]}
 
 
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, (list, tuple)) else value
 
 
-def _load_tokenizer(folder: FilePath) -> Any:
-    from transformers import CLIPTokenizer
-
-    try:
-        with quiet():
-            tokenizer = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadModel(f"tokenizer in {str(folder)!r} cannot be read ({reason}): fetch the model again") from error
-    return tokenizer
-
-
-def _check_parts(folder: FilePath, parts: Mapping[str, Any]) -> None:
+def _check_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
     """Whether the parts of one checkpoint speak of the same widths."""
     unet, vae, text_encoder, tokenizer = parts["unet"].config, parts["vae"].config, parts["text_encoder"].config, parts["tokenizer"]
-    where = f"model {str(folder)!r}"
+    where = f"model {str(checkpoint.path)!r}"
     if unet.in_channels != vae.latent_channels:
         raise Mismatch(
             f"{where}: the UNet takes {unet.in_channels} channels, the autoencoder makes {vae.latent_channels}; "

@@ -12,9 +12,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from core.errors import BadModel, Cancelled, Mismatch
 from core.request import Mode
 from pipelines import samplers
+from pipelines.checkpoint import Folder
 from pipelines.denoise import Plan, Steering, denoise, level_factors, seeded_noise
 from pipelines.families.sd import StableDiffusion
-from pipelines.family import Place, Text
+from pipelines.family import Hint, Place, Residuals, Text
 from pipelines.schedules import make_times
 from tests.tinymodels import control_map
 
@@ -26,14 +27,16 @@ class Ones:
     """A prepared control whose residuals are all one, at four levels; it remembers how many rows it was asked for."""
 
     positive_only = False
+    levels = len(LEVELS)
+    patch = 1
 
     def __init__(self) -> None:
         self.rows: list[int] = []
 
-    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> list[Tensor]:
+    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         assert text.tokens_BLD.shape[0] == x_BCHW.shape[0]
         self.rows.append(x_BCHW.shape[0])
-        return [torch.ones(x_BCHW.shape[0], *level) for level in LEVELS]
+        return {"skips": [torch.ones(x_BCHW.shape[0], *level) for level in LEVELS]}
 
 
 class Listener:
@@ -43,16 +46,16 @@ class Listener:
 
     def __init__(self, family: StableDiffusion) -> None:
         self.path, self.parameterisation = family.path, family.parameterisation
-        self.heard: list[list[Tensor] | None] = []
+        self.heard: list[Residuals | None] = []
 
-    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: list[Tensor] | None) -> Tensor:
+    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         self.heard.append(residuals)
         return torch.zeros_like(x_BCHW)
 
 
 @pytest.fixture(scope="module")
 def family(base: Path) -> StableDiffusion:
-    return StableDiffusion.load(base, PLACE)
+    return StableDiffusion.load(Folder(base), PLACE)
 
 
 def make_plan(family: StableDiffusion, *controls: Steering, steps: int = 4, guidance: float = 4.0) -> Plan:
@@ -73,7 +76,7 @@ def heard(family: StableDiffusion, *controls: Steering, guidance: float = 4.0, c
     noise = seeded_noise(range(count), (4, 8, 8), PLACE.device)
     denoise(listener, make_plan(family, *controls, guidance=guidance), noise, lambda i, denoised: None)
     assert listener.heard[0] is not None
-    residuals: list[Tensor] = listener.heard[0]
+    residuals: list[Tensor] = listener.heard[0]["skips"]
     return residuals
 
 
@@ -178,7 +181,9 @@ def test_no_step_waits_for_the_device(sampler: str, family: StableDiffusion, con
             self.count += func in reading
             return func(*args, **(kwargs or {}))
 
-    control = Steering(family.prepare(family.load_control(controlnets[0]), control_map(0)), weight=0.5, end=0.8, mode="control")
+    control = Steering(
+        family.prepare(family.load_control(Folder(controlnets[0])), Hint(control_map(0), "canny")), weight=0.5, end=0.8, mode="control"
+    )
     counts = []
     for steps in (2, 6):
         plan = replace(make_plan(family, control, steps=steps), sampler=samplers.get(sampler))
@@ -191,7 +196,7 @@ def test_no_step_waits_for_the_device(sampler: str, family: StableDiffusion, con
 @pytest.mark.parametrize("step", range(4))
 def test_not_a_number_at_any_step_is_caught(step: int, family: StableDiffusion) -> None:
     class Broken(Listener):
-        def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: list[Tensor] | None) -> Tensor:
+        def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
             out = super().predict(x_BCHW, t, text, residuals)
             return out / 0.0 if len(self.heard) == step + 1 else out
 
@@ -209,7 +214,7 @@ def test_bgr_and_pooled_controlnets_are_diffusers_too(base: Path, controlnets: l
 
     from pipelines.images import condition_to_tensor
 
-    family = StableDiffusion.load(base, PLACE)
+    family = StableDiffusion.load(Folder(base), PLACE)
     x, t, text = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0)), torch.tensor(500.0), family.encode_prompt("a cube")
     text = Text.rows([text, text])
     changes: tuple[dict[str, Any], ...] = ({}, {"controlnet_conditioning_channel_order": "bgr"}, {"global_pool_conditions": True})
@@ -217,11 +222,11 @@ def test_bgr_and_pooled_controlnets_are_diffusers_too(base: Path, controlnets: l
         folder = Path(shutil.copytree(controlnets[0], tmp_path / str(i)))
         config = json.loads((folder / "config.json").read_text()) | change
         (folder / "config.json").write_text(json.dumps(config))
-        prepared = family.prepare(family.load_control(folder), control_map(0))
+        prepared = family.prepare(family.load_control(Folder(folder)), Hint(control_map(0), "canny"))
         hint = condition_to_tensor(control_map(0))[None].expand(2, -1, -1, -1)
         with torch.no_grad():
             down, middle = ControlNetModel.from_pretrained(folder)(x, t, text.tokens_BLD, hint, return_dict=False)
-            got = prepared.residuals(x, t, text)
+            got = prepared.residuals(x, t, text)["skips"]
         assert prepared.positive_only == ("global_pool_conditions" in change)
         # The hint is embedded once instead of twice, so convolutions may add up in another order.
         for one, another in zip(got, [*down, middle], strict=True):

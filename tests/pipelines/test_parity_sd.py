@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from pipelines import samplers
+from pipelines.checkpoint import Folder
 from pipelines.denoise import Plan, Steering, denoise, seeded_noise
 from pipelines.families.sd import StableDiffusion
-from pipelines.family import Place
+from pipelines.family import Hint, Place
 from pipelines.schedules import make_times
 from tests.tinymodels import SIZE_PX, control_map
 
@@ -65,11 +66,11 @@ def theirs(base: Path, nets: list[Path], sampler: str, count: int = 1, **options
 
 def ours(base: Path, nets: list[Path], sampler: str, count: int = 1, guidance: float = GUIDANCE, **steering: Any) -> Tensor:
     """Final latents of the one loop; steering: one value for all controls, or a list with one for each."""
-    family = StableDiffusion.load(base, PLACE)
+    family = StableDiffusion.load(Folder(base), PLACE)
     controls = []
     for i, net in enumerate(nets):
         own = {key: value[i] if isinstance(value, list) else value for key, value in steering.items()}
-        controls.append(Steering(family.prepare(family.load_control(net), control_map(i)), **own))
+        controls.append(Steering(family.prepare(family.load_control(Folder(net)), Hint(control_map(i), "canny")), **own))
     spec = samplers.get(sampler)
     schedule = SCHEDULERS[sampler][2]
     offset, end = family.steps_offset, family.end_on_first
@@ -144,7 +145,7 @@ def test_pictures_and_latents(base: Path) -> None:
     from pipelines.images import tensor_to_pictures
 
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(base, safety_checker=None, requires_safety_checker=False)
-    family = StableDiffusion.load(base, PLACE)
+    family = StableDiffusion.load(Folder(base), PLACE)
     latents = torch.randn((2, 4, 8, 8), generator=torch.Generator().manual_seed(0)) * family.vae.config.scaling_factor
     with torch.no_grad():
         reference = pipe.vae.decode(latents / pipe.vae.config.scaling_factor).sample

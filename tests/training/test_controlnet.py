@@ -17,6 +17,7 @@ from torch import Tensor
 from controls.prepare import load_map
 from core.errors import BadModel, BadRequest, Mismatch
 from core.request import ControlUnit
+from pipelines.checkpoint import Folder
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
 from pipelines.images import condition_to_tensor
@@ -67,7 +68,7 @@ def task_of(settings: ControlNetConfig) -> ControlNetTask:
 
 def test_training_feeds_what_rendering_feeds(base: Path, dataset: Path, tmp_path: Path) -> None:
     task = task_of(config(base, dataset, tmp_path))
-    model = StableDiffusion.load(base, Place(torch.device("cpu"), torch.float32))
+    model = StableDiffusion.load(Folder(base), Place(torch.device("cpu"), torch.float32))
     batch = task.batch([3, 8])
     for row, index in enumerate((3, 8)):
         unit = ControlUnit(kind="canny", image=dataset / "canny" / f"{index}.png", ready=True, resize="crop")
@@ -112,7 +113,7 @@ def test_a_run_ends_in_a_folder_that_diffusers_and_we_load(base: Path, dataset: 
     averaged = saved.average["controlnet.controlnet_mid_block.weight"]
     assert torch.equal(net.controlnet_mid_block.weight, averaged.half())
     assert not torch.equal(averaged, saved.model["controlnet.controlnet_mid_block.weight"])
-    StableDiffusion.load(base, Place(torch.device("cpu"), torch.float32)).load_control(tmp_path / "run" / "weights")
+    StableDiffusion.load(Folder(base), Place(torch.device("cpu"), torch.float32)).load_control(Folder(tmp_path / "run" / "weights"))
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == settings.model_dump(mode="json")
     assert {path: path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()} == before
 

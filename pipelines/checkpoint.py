@@ -1,0 +1,104 @@
+"""A model's files, whatever their layout: what a family loads its parts from."""
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+from core.errors import BadModel
+from pipelines.loading import load_part, load_tokenizer, read_config, weight_files
+from pipelines.place import Place
+
+
+class Checkpoint(Protocol):
+    """One base model, ControlNet or adapter on disk. A part is a subfolder's name in the diffusers layout; "" is a model of one part.
+
+    path: folder or file. classes: the class of every part by name, as in `model_index.json`.
+    """
+
+    path: Path
+
+    @property
+    def classes(self) -> Mapping[str, str]: ...
+
+    def config(self, part: str) -> dict[str, Any]:
+        """The part's own configuration: config.json, or scheduler_config.json for "scheduler".
+
+        Raises:
+            BadModel: it is missing or damaged.
+        """
+        ...
+
+    def network(self, kind: Any, part: str, place: Place) -> Any:
+        """A part as an object of its class in diffusers or transformers, in evaluation mode, without gradients, on its place.
+
+        Raises:
+            BadModel: a file is missing or damaged, or tensors are missing or of another shape.
+        """
+        ...
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """A part that is a tokenizer.
+
+        Raises:
+            BadModel: it cannot be read.
+        """
+        ...
+
+    def files(self, part: str) -> list[Path]:
+        """The weight files of a part, whole as far as their headers say.
+
+        Raises:
+            BadModel: there is none, or one is damaged.
+        """
+        ...
+
+
+class Folder:
+    """A checkpoint in the diffusers layout; see `Checkpoint`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @cached_property
+    def classes(self) -> Mapping[str, str]:
+        """From `model_index.json`, or from `config.json` for a model of one part."""
+        index = self.path / "model_index.json"
+        if not index.is_file() and (self.path / "config.json").is_file():
+            name = read_config(self.path / "config.json").get("_class_name")
+            return {"": name} if isinstance(name, str) else {}
+        values = read_config(index)
+        parts = {key: value[1] for key, value in values.items() if isinstance(value, list) and len(value) == 2 and value[1]}
+        return parts | ({"": values["_class_name"]} if isinstance(values.get("_class_name"), str) else {})
+
+    def config(self, part: str) -> dict[str, Any]:
+        """See `Checkpoint.config`."""
+        name = "scheduler_config.json" if part == "scheduler" else "config.json"
+        return read_config(self.path / part / name)
+
+    def network(self, kind: Any, part: str, place: Place) -> Any:
+        """See `Checkpoint.network`."""
+        return load_part(kind, self.path / part, place)
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """See `Checkpoint.tokenizer`."""
+        return load_tokenizer(kind, self.path / part)
+
+    def files(self, part: str) -> list[Path]:
+        """See `Checkpoint.files`."""
+        return weight_files(self.path / part)
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """The checkpoint at a path."""
+    return Folder(path)
+
+
+def need(checkpoint: Checkpoint, parts: tuple[str, ...], title: str) -> None:
+    """
+    Raises:
+        BadModel: one of the parts that a model of this family consists of is not there.
+    """
+    for part in parts:
+        if part not in checkpoint.classes or (checkpoint.path.is_dir() and not (checkpoint.path / part).is_dir()):
+            raise BadModel(f"model {str(checkpoint.path)!r} has no {part!r}: a {title} model needs {', '.join(parts)}")
