@@ -130,7 +130,7 @@ class Renderer:
             family.check_control(open_checkpoint(folder))
         nets = [self.engine.control(family, folder) for folder in folders]
         maps = [load_map(unit, request.width, request.height) for unit in request.controls]
-        weights = self.engine.weights("base", family.checkpoint.path, family.weight_parts)
+        weights = self.engine.weights("base", family.checkpoint.path, tuple(family.networks()))
         for place, folder in enumerate(folders):
             weights += self.engine.weights(f"control {place}", folder)
         plan, notes = _plan(request, family, nets, maps)
