@@ -13,13 +13,16 @@ from pipelines.place import Place
 class Checkpoint(Protocol):
     """One base model, ControlNet or adapter on disk. A part is a subfolder's name in the diffusers layout; "" is a model of one part.
 
-    path: folder or file. classes: the class of every part by name, as in `model_index.json`.
+    path: folder or file. classes: the class of every part by name, as in `model_index.json`; settings: what stands there besides.
     """
 
     path: Path
 
     @property
     def classes(self) -> Mapping[str, str]: ...
+
+    @property
+    def settings(self) -> Mapping[str, Any]: ...
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's own configuration: config.json, or scheduler_config.json for "scheduler".
@@ -70,6 +73,13 @@ class Folder:
         values = read_config(index)
         parts = {key: value[1] for key, value in values.items() if isinstance(value, list) and len(value) == 2 and value[1]}
         return parts | ({"": values["_class_name"]} if isinstance(values.get("_class_name"), str) else {})
+
+    @cached_property
+    def settings(self) -> Mapping[str, Any]:
+        """The plain values of `model_index.json`, such as SDXL's `force_zeros_for_empty_prompt`."""
+        index = self.path / "model_index.json"
+        values = read_config(index) if index.is_file() else {}
+        return {key: value for key, value in values.items() if not isinstance(value, list) and not key.startswith("_")}
 
     def config(self, part: str) -> dict[str, Any]:
         """See `Checkpoint.config`."""

@@ -6,7 +6,7 @@ A family knows its checkpoints and its networks. It has no loop, no sampler, no 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
@@ -38,6 +38,8 @@ class Text:
 
     tokens_BLD: what cross-attention reads. pooled_BD: one vector a prompt, where the family has one. mask_BL: 1 where a token counts; None
     for everywhere. extra: what else belongs to the rows, by the family's own names. dropped: the end of the prompt that did not fit.
+    empty: there was no prompt. filler_1LD: what a shorter text is lengthened with, window by window, where the network is to read nothing
+    there instead of being told to look away; CLIP's states of the empty prompt.
     """
 
     tokens_BLD: Tensor
@@ -45,18 +47,22 @@ class Text:
     mask_BL: Tensor | None = None
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: str = ""
+    empty: bool = False
+    filler_1LD: Tensor | None = None
 
     @staticmethod
     def rows(texts: Sequence["Text"]) -> "Text":
-        """All rows of all texts under one another; where lengths differ the shorter are padded with zeros that do not count."""
-        first = texts[0]
+        """All rows of all texts under one another; where lengths differ the shorter are filled, or padded with zeros that do not count."""
         longest = max(text.tokens_BLD.shape[1] for text in texts)
+        texts = [_filled(text, longest) for text in texts]
+        first = texts[0]
         masked = first.mask_BL is not None or any(text.tokens_BLD.shape[1] != longest for text in texts)
         return Text(
             torch.cat([_padded(text.tokens_BLD, longest) for text in texts]),
             None if first.pooled_BD is None else torch.cat([text.pooled_BD for text in texts if text.pooled_BD is not None]),
             torch.cat([_padded(text.mask(), longest) for text in texts]) if masked else None,
             {name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
+            filler_1LD=first.filler_1LD,
         )
 
     def mask(self) -> Tensor:
@@ -66,11 +72,12 @@ class Text:
 
 @dataclass(frozen=True)
 class Drawing:
-    """What of a request some networks are told beside the prompt. Sizes in pixels."""
+    """What of a request some networks are told beside the prompt. Sizes in pixels; negative: the text is the negative prompt."""
 
     width: int
     height: int
     guidance_scale: float
+    negative: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,15 +130,14 @@ class PreparedControl(Protocol):
 class Family(ABC):
     """One kind of base model, loaded.
 
-    title: its name for people. weight_parts: the parts that hold weights. defaults: fields of a request that people of this family would
-    set, used where a request leaves them out. cell_px: pixels to a latent cell. `path`, `parameterisation`, `steps_offset` and
-    `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the pure picture.
+    title: its name for people. weight_parts: the parts that hold weights. cell_px: pixels to a latent cell. `path`, `parameterisation`,
+    `steps_offset` and `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the
+    pure picture.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     weight_parts: ClassVar[tuple[str, ...]]
-    defaults: ClassVar[Mapping[str, Any]] = {}
     checkpoint: Checkpoint
     place: Place
     vae: Any
@@ -146,6 +152,11 @@ class Family(ABC):
         self.checkpoint, self.place = checkpoint, place
         # Kept on the instance, so that the texts go when the model goes.
         self._encoded = lru_cache(PROMPTS_KEPT)(self.encode_wording)
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """Fields of a request that people of this family would set, used where a request leaves them out; a class may give a constant."""
+        return {}
 
     @classmethod
     @abstractmethod
@@ -224,3 +235,14 @@ def _padded(rows: Tensor, length: int) -> Tensor:
     """Rows (B, L, …) with zeros up to a length."""
     missing = length - rows.shape[1]
     return F.pad(rows, (0, 0) * (rows.ndim - 2) + (0, missing)) if missing else rows
+
+
+def _filled(text: Text, length: int) -> Text:
+    """A text with windows of its filler after it, as many as fit into a length."""
+    if text.filler_1LD is None or text.mask_BL is not None:
+        return text
+    rows, window = text.tokens_BLD.shape[0], text.filler_1LD.shape[1]
+    windows = (length - text.tokens_BLD.shape[1]) // window
+    if windows == 0:
+        return text
+    return replace(text, tokens_BLD=torch.cat([text.tokens_BLD, text.filler_1LD.repeat(rows, windows, 1)], dim=1))
