@@ -70,6 +70,10 @@ class Steering:
         if (size, tokens) not in self._masks:
             mask = F.interpolate(self.mask_HW[None, None].float(), size, mode="area").to(residual.device, residual.dtype)
             self._masks[size, tokens] = mask.flatten(2).transpose(1, 2) if tokens else mask
+        if tokens and residual.shape[1] > cells[0] * cells[1]:
+            mask = self._masks[size, tokens]
+            others = mask.mean().expand(1, residual.shape[1] - mask.shape[1], 1)
+            return torch.cat([mask, others], dim=1)
         return self._masks[size, tokens]
 
 
@@ -136,12 +140,16 @@ def _model(family: Family, plan: Plan, x: Tensor) -> Callable[[Tensor, int], Ten
     def model(x: Tensor, i: int) -> Tensor:
         rows = x if plan.negative is None else torch.cat([x, x])
         controls = [control for control in plan.controls if control.active(i, len(times))]
-        everywhere = _sum([c.residuals(rows, t_N[i], text) for c in controls if not c.positive_only])
+        if family.residuals_shared and plan.negative is not None:
+            shared = _sum([c.residuals(x, t_N[i], positive) for c in controls if not c.positive_only])
+            everywhere = {name: [torch.cat([one, one]) for one in group] for name, group in shared.items()} if shared else None
+        else:
+            everywhere = _sum([c.residuals(rows, t_N[i], text) for c in controls if not c.positive_only])
         on_prompt = _sum([c.residuals(x, t_N[i], positive) for c in controls if c.positive_only])
         out = family.predict(rows, t_N[i], text, _combined(everywhere, on_prompt, rows.shape[0]))
         if plan.negative is not None:
             without, prompted = out.chunk(2)
-            out = without + plan.guidance_scale * (prompted - without)
+            out = family.after_guidance(without + plan.guidance_scale * (prompted - without), prompted)
         return family.parameterisation.denoised(x, out, times.alphas[i], times.sigmas[i])
 
     return model

@@ -24,7 +24,7 @@ from pipelines.place import Place as Place
 from pipelines.prompt import Wording, plain
 
 # What is added to the network, by the family's own names for the places: one tensor a level, outermost first. Rows are (B, C, H, W), or
-# (B, L, C) for tokens of the picture in reading order.
+# (B, L, C) for tokens: the picture's in reading order, then whatever else the network has there (text), which a region scales by its mean.
 Residuals: TypeAlias = dict[str, list[Tensor]]
 # How a family follows `guidance_scale`: by a second forward without the prompt, by a number the network is told, or not at all.
 Guidance = Literal["classifier_free", "embedded", "none"]
@@ -132,12 +132,13 @@ class Family(ABC):
 
     title: its name for people. weight_parts: the parts that hold weights. cell_px: pixels to a latent cell. `path`, `parameterisation`,
     `steps_offset` and `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the
-    pure picture.
+    pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     weight_parts: ClassVar[tuple[str, ...]]
+    residuals_shared: ClassVar[bool] = False
     checkpoint: Checkpoint
     place: Place
     vae: Any
@@ -209,6 +210,10 @@ class Family(ABC):
         """What a model made for inpainting is told at every step: picture and mask (255: paint here); None for a plain model."""
         return None
 
+    def own_control(self) -> Any | None:
+        """What `prepare` takes for a model that reads a map without any ControlNet (FLUX.1 Canny, Depth); None for the others."""
+        return None
+
     @abstractmethod
     def check_control(self, checkpoint: Checkpoint) -> None:
         """Whether a ControlNet (or adapter) fits this model, from its configuration alone.
@@ -229,6 +234,10 @@ class Family(ABC):
     @abstractmethod
     def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         """The network's output for noisy latents at timestep t of the training schedule, in x's shape and dtype."""
+
+    def after_guidance(self, guided_BCHW: Tensor, prompted_BCHW: Tensor) -> Tensor:
+        """What becomes of the guided output, given the prompt's own: nothing, unless the family was made to be guided otherwise."""
+        return guided_BCHW
 
 
 def _padded(rows: Tensor, length: int) -> Tensor:
