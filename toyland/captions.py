@@ -1,7 +1,7 @@
 """The small language toyland is described in.
 
     caption   = subject [place] [time] | place "," time ":" subject | time "," subject place
-    subject   = thing | thing relation thing | thing relation thing "and" thing relation thing | person
+    subject   = thing | thing relation thing | thing relation thing "and" thing relation thing | thing "," thing "and" thing | person
     thing     = "a" [size] colour shape
     relation  = "left of" | "right of" | "in front of" | "behind" | "next to" | "to the left of" | …
     person    = "a person in a" colour "shirt and" colour "pants" [pose]
@@ -10,6 +10,9 @@
 
 Most captions use the first word of each synonym list and the first form; the others teach the text encoder that words can change while
 the scene does not. A thing left out of a caption never happens: what is seen is said, apart from skin, hair and exact pose.
+
+A caption says which colour belongs where, so that a model can be held to it: a list without relations reads from left to right, and two
+things of one shape are never told apart by "next to", nor by standing in the same relation to a third.
 """
 
 import numpy as np
@@ -70,7 +73,7 @@ def _arrange(things: tuple[Thing, ...], names: list[str], rng: np.random.Generat
     def said(i: int, j: int) -> str:
         words = relation(things[i], things[j])
         if words in ("left of", "right of") and rng.random() > USUAL:
-            return f"to the {words}" if rng.random() < 0.7 else "next to"
+            return f"to the {words}" if rng.random() < 0.7 or things[i].shape == things[j].shape else "next to"
         return words
 
     if len(order) == 1:
@@ -80,6 +83,8 @@ def _arrange(things: tuple[Thing, ...], names: list[str], rng: np.random.Generat
     if len(order) == 2:
         return subject
     c = order[2]
-    if rng.random() < 0.7:
+    alike = things[a].shape == things[c].shape and relation(things[a], things[b]) == relation(things[c], things[b])
+    if rng.random() < 0.7 and not alike:
         return f"{subject} and {names[c]} {relation(things[c], things[b])} the {names[b].split(' ', 1)[1]}"
-    return f"{names[a]}, {names[b]} and {names[c]}"
+    first, second, third = sorted(order, key=lambda i: things[i].position[0] / things[i].position[1])
+    return f"{names[first]}, {names[second]} and {names[third]}"

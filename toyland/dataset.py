@@ -50,7 +50,7 @@ def build(
     """
     if count < 1:
         raise BadRequest(f"count = {count}: a dataset has at least 1 scene")
-    settings = {"count": count, "seed": seed, "split": split, "size": size, "version": 1}
+    settings = {"count": count, "seed": seed, "split": split, "size": size, "version": 2}
     metadata = out / "metadata.jsonl"
     _claim(out, settings)
     if metadata.exists():

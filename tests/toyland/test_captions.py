@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,36 @@ def test_left_and_right_are_as_seen(scenes: list[Scene]) -> None:
         assert (places[0] < places[1]) == (said[3] == "left"), caption(scene)
         checked += 1
     assert checked > 20
+
+
+def test_a_list_reads_from_left_to_right(scenes: list[Scene]) -> None:
+    listed = re.compile(f"an? ({any_of(COLOURS)}) ({any_of(all_words(SHAPE_WORDS))})(?:,| and|$| on)")
+    checked = 0
+    for scene in scenes:
+        text = caption(scene)
+        if len(scene.things) != 3 or re.search(RELATION, text):
+            continue
+        places = []
+        for colour, word in listed.findall(text):
+            kinds = [(thing.colour, word in SHAPE_WORDS[thing.shape]) for thing in scene.things]
+            places.append(column(scene, kinds.index((colour, True)) + 1))
+        assert len(places) == 3, text
+        assert places == sorted(places), text
+        checked += 1
+    assert checked > 5
+
+
+def test_things_of_one_shape_are_told_apart() -> None:
+    """Nothing but their places distinguishes them, so a caption has to give those."""
+    left, right = Thing("cube", "red", (-1.0, 3.5), 0.4, 0.0), Thing("cube", "blue", (1.0, 3.5), 0.4, 0.0)
+    third = Thing("cone", "green", (2.0, 3.5), 0.4, 0.0)
+    base = sample(0)
+    pair = replace(base, things=(left, right), figure=None)
+    assert not any("next to" in caption(pair, variant) for variant in range(100))
+    both_left = replace(base, things=(left, right, third), figure=None)
+    for variant in range(100):
+        said = re.findall(f"(red|blue) {any_of(SHAPE_WORDS['cube'])} (?:to the )?left of [at]\\w* green", caption(both_left, variant))
+        assert len(said) < 2, caption(both_left, variant)
 
 
 def test_relations_of_things_behind_one_another() -> None:
