@@ -21,6 +21,7 @@ class ObjectiveConfig(Frozen):
 
     min_snr_gamma: float | None = Field(None, gt=0.0, description="cap on the signal-to-noise ratio as a weight; 5 is usual")
     noise_offset: float = Field(0.0, ge=0.0, le=1.0, description="deviation of a constant added to each channel's noise; 0.05 is usual")
+    noisy_times: float = Field(0.0, ge=0.0, le=4.0, description="density of the drawn timesteps grows as this power of t; 0 is uniform")
 
 
 @dataclass(frozen=True)
@@ -48,8 +49,9 @@ class Objective:
         return Objective(Path.from_scheduler_config(scheduler), output, config or ObjectiveConfig())
 
     def noised(self, x0_BCHW: Tensor, draws: Draws) -> Noised:
-        """Each picture at a uniformly drawn timestep, with its own noise."""
-        t_B = (draws.uniform(name="timestep") * len(self.path)).long().clamp_(max=len(self.path) - 1)
+        """Each picture at a timestep drawn anew, uniformly unless `noisy_times` says otherwise, with its own noise."""
+        share_B = draws.uniform(name="timestep") ** (1 / (1 + self.config.noisy_times))
+        t_B = (share_B * len(self.path)).long().clamp_(max=len(self.path) - 1)
         noise_BCHW = draws.normal(tuple(x0_BCHW.shape[1:]), name="noise")
         if self.config.noise_offset:
             noise_BCHW = noise_BCHW + self.config.noise_offset * draws.normal((x0_BCHW.shape[1], 1, 1), name="noise_offset")

@@ -58,6 +58,15 @@ def test_times_are_uniform_and_cover_the_table() -> None:
     assert abs(((counts - 50) ** 2 / 50).sum() - 999) < 5 * 45
 
 
+def test_noisy_times_are_drawn_more_often() -> None:
+    scheduler = {**SCHEDULER, "prediction_type": "v_prediction"}
+    objective = Objective.from_scheduler_config(scheduler, ObjectiveConfig(noisy_times=1.0))
+    counters = range(4000)
+    t = objective.noised(torch.zeros(len(counters), 1, 1, 1), Draws(0, counters)).t_B
+    # a density that grows with t puts 3/4 of the times into the upper half; four deviations of a share of 4000 draws
+    assert float((t >= 500).float().mean()) == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / 4000) ** 0.5)
+
+
 def test_noise_offset_has_its_deviation() -> None:
     objective = Objective.from_scheduler_config(SCHEDULER, ObjectiveConfig(noise_offset=0.5))
     plain = Objective.from_scheduler_config(SCHEDULER)
