@@ -3,23 +3,29 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from transformers import CLIPTextModel
 
 from core.files import publish, publish_folder
 from toyland.arrays import packed
 from toyland.autoencoder import AutoencoderTask, new_autoencoder, standardise
 from toyland.base import HINT_CHANNELS, BaseTask, new_text_encoder, new_unet
+from toyland.binding import BindingTask
 from toyland.dataset import read_rows
 from toyland.estimators import DepthTask, PoseTask, new_depth_estimator, new_pose_estimator
 from toyland.latents import moments, tokens
 from toyland.recipe import RECIPES, Recipe, RecipeName
+from training.controlnet import new_controlnet
 from training.data import DataConfig
+from training.objectives import ObjectiveConfig
 from training.run import ControlNetConfig, train_controlnet
 from training.trainer import Task, train
 
 EMPTY_POSES = 0.1  # share of the scenes without a figure among those the pose ControlNet sees
+SEVERAL = 2  # how often the other ControlNets see a scene of several objects for every other scene
 
 
 def main(stage: str, run: Path, name: RecipeName) -> None:
@@ -40,15 +46,16 @@ def prepare(run: Path) -> None:
         publish_folder(run / "vae", vae.save_pretrained)
     moments(run)
     tokens(run)
-    _posed(run)
+    _views(run)
 
 
 def controlnet_config(run: Path, kind: str, recipe: Recipe) -> ControlNetConfig:
-    """What `limn train` would be given to train this ControlNet."""
+    """What `limn train` would be given to train this ControlNet, which starts from the one that learnt binding together with the base."""
     return ControlNetConfig(
         base=str(run / "pipeline"),
-        hint_channels=HINT_CHANNELS,
-        data=DataConfig(folder=run / ("posed" if kind == "pose" else "dataset"), condition=kind),
+        init=run / "binding" / "weights" / "controlnet",
+        data=DataConfig(folder=run / ("posed" if kind == "pose" else "several"), condition=kind),
+        objective=ObjectiveConfig(noisy_times=0.5),
         caption_dropout=0.2,
         cache=run / "cache",
         train=recipe.config("controlnet", run / f"controlnet-{kind}"),
@@ -64,6 +71,13 @@ def _task(stage: str, run: Path) -> Task:
     if stage == "base":
         tokenizer, ids = tokens(run)
         return BaseTask(new_unet(), new_text_encoder(tokenizer), tokenizer, moments(run), ids)
+    if stage == "binding":
+        tokenizer, ids = tokens(run)
+        trained = run / "base" / "weights"
+        unet = UNet2DConditionModel.from_pretrained(trained / "unet")
+        text_encoder = CLIPTextModel.from_pretrained(trained / "text_encoder")
+        net = new_controlnet(unet, hint_channels=HINT_CHANNELS)
+        return BindingTask(BaseTask(unet, text_encoder, tokenizer, moments(run), ids), net, run / "dataset")
     if stage == "estimator-depth":
         return DepthTask(new_depth_estimator(), run / "dataset")
     if stage == "estimator-pose":
@@ -71,15 +85,19 @@ def _task(stage: str, run: Path) -> Task:
     raise ValueError(f"no such stage: {stage}")
 
 
-def _posed(run: Path) -> None:
-    """A view of the dataset for the pose ControlNet: every scene with a figure, and a few without, whose map is black."""
-    path = run / "posed" / "metadata.jsonl"
-    if path.exists():
-        return
+def _views(run: Path) -> None:
+    """Views of the dataset for the ControlNets: `posed` has every scene with a figure and a few without, whose map is black; `several`
+    has all scenes, those of several objects more than once."""
     rows = read_rows(run / "dataset")
-    kept = [row for index, row in enumerate(rows) if row["figure"] or index % round(1 / EMPTY_POSES) == 0]
-    lines = [{"text": row["text"], **{column: f"../dataset/{row[column]}" for column in ("file_name", "pose")}} for row in kept]
-    publish(path, "".join(json.dumps(line) + "\n" for line in lines).encode())
+    every = round(1 / EMPTY_POSES)
+    _view(run / "posed", [row for index, row in enumerate(rows) if row["figure"] or index % every == 0], ("pose",))
+    _view(run / "several", [row for row in rows for _ in range(SEVERAL if len(row["things"]) > 1 else 1)], ("canny", "depth"))
+
+
+def _view(folder: Path, rows: list[dict[str, Any]], conditions: tuple[str, ...]) -> None:
+    columns = ("file_name", *conditions)
+    lines = [{"text": row["text"], **{column: f"../dataset/{row[column]}" for column in columns}} for row in rows]
+    publish(folder / "metadata.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Every stage runs in processes of its own (one per core or GPU, through torchrun)
 weights when it is done. Starting again goes on where the last run stopped; a finished stage is skipped.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -24,6 +25,7 @@ STAGES = (
     "autoencoder",
     "latents",
     "base",
+    "binding",
     "pipeline",
     "controlnet:canny",
     "controlnet:depth",
@@ -79,7 +81,7 @@ def assemble(run: Path, folder: Path) -> None:
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextModel, CLIPTokenizer
 
-    base = run / "base" / "weights"
+    base = run / "binding" / "weights"
     pipeline = StableDiffusionPipeline(
         vae=AutoencoderKL.from_pretrained(run / "vae"),
         text_encoder=CLIPTextModel.from_pretrained(base / "text_encoder"),
@@ -91,7 +93,7 @@ def assemble(run: Path, folder: Path) -> None:
         requires_safety_checker=False,
     )
     pipeline.to(dtype=torch.float16)
-    _replace(folder, lambda target: pipeline.save_pretrained(target))
+    _replace(folder, partial(_save_anonymously, pipeline.save_pretrained))
 
 
 def package(run: Path, models: Path) -> None:
@@ -104,11 +106,20 @@ def package(run: Path, models: Path) -> None:
         trained = run / f"controlnet-{kind}" / "weights"
         if trained.is_dir():
             net = ControlNetModel.from_pretrained(trained).to(torch.float16)
-            _replace(models / f"controlnet-{kind}", net.save_pretrained)
+            _replace(models / f"controlnet-{kind}", partial(_save_anonymously, net.save_pretrained))
     for kind in ("depth", "pose"):
         trained = run / f"estimator-{kind}" / "weights"
         if trained.is_dir():
             _replace(models / f"estimator-{kind}", partial(shutil.copytree, trained, dirs_exist_ok=True))
+
+
+def _save_anonymously(save: Callable[[Path], object], folder: Path) -> None:
+    """Saves, and takes out of every config the folder it was loaded from, which nobody else has."""
+    save(folder)
+    for config in folder.rglob("*.json"):
+        values = json.loads(config.read_text(encoding="utf-8"))
+        if isinstance(values, dict) and values.pop("_name_or_path", None) is not None:
+            config.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _replace(folder: Path, writer: Callable[[Path], None]) -> None:
