@@ -108,7 +108,7 @@ def standardise(vae: AutoencoderKL, images: np.ndarray) -> None:
     """
     means = []
     for first in range(0, len(images), 32):
-        x_BCHW = torch.from_numpy(images[first : first + 32]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+        x_BCHW = torch.from_numpy(images[first : first + 32].copy()).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
         means.append(vae.encode(x_BCHW).latent_dist.mean)
     latents = torch.cat(means)
     shift, scale = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
@@ -126,8 +126,8 @@ def psnr(vae: AutoencoderKL, images: np.ndarray, masks: np.ndarray) -> tuple[flo
     """Mean PSNR in dB over whole pictures and inside objects, of the decoded mean; images (N, H, W, 3) uint8, masks (N, H, W)."""
     whole, inside = [], []
     for first in range(0, len(images), 16):
-        x = torch.from_numpy(images[first : first + 16]).permute(0, 3, 1, 2).float().contiguous()
-        mask = torch.from_numpy(masks[first : first + 16])
+        x = torch.from_numpy(images[first : first + 16].copy()).permute(0, 3, 1, 2).float().contiguous()
+        mask = torch.from_numpy(masks[first : first + 16].copy())
         y = vae.decode(vae.encode(x / 127.5 - 1).latent_dist.mean).sample
         error = (((y.clamp(-1, 1) + 1) * 127.5).round() - x) ** 2
         whole += (-10 * torch.log10(error.mean((1, 2, 3)) / 255**2)).tolist()

@@ -59,7 +59,7 @@ def _encode(run: Path, start: int) -> NDArray[np.float16]:
     images = packed(run / "dataset", "images")[start : start + CHUNK]
     parts = []
     for first in range(0, len(images), 20):
-        x_BCHW = torch.from_numpy(images[first : first + 20]).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
+        x_BCHW = torch.from_numpy(images[first : first + 20].copy()).permute(0, 3, 1, 2).float().div(127.5).sub(1).contiguous()
         posterior = vae.encode(x_BCHW).latent_dist
         parts.append(torch.cat([posterior.mean, posterior.logvar], 1).half())
     return torch.cat(parts).numpy()
