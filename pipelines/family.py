@@ -5,7 +5,7 @@ A family knows its checkpoints and its networks. It has no loop, no sampler, no 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal, Protocol, Self, TypeAlias
@@ -38,8 +38,8 @@ class Text:
 
     tokens_BLD: what cross-attention reads. pooled_BD: one vector a prompt, where the family has one. mask_BL: 1 where a token counts; None
     for everywhere. extra: what else belongs to the rows, by the family's own names. dropped: the end of the prompt that did not fit.
-    empty: there was no prompt. filler_1LD: what a shorter text is lengthened with, window by window, where the network is to read nothing
-    there instead of being told to look away; CLIP's states of the empty prompt.
+    empty: there was no prompt. filler: gives what a shorter text is lengthened with, one window (1, L, D), where the network is to read
+    nothing there instead of being told to look away; CLIP's states of the empty prompt.
     """
 
     tokens_BLD: Tensor
@@ -48,7 +48,7 @@ class Text:
     extra: Mapping[str, Tensor] = field(default_factory=dict)
     dropped: str = ""
     empty: bool = False
-    filler_1LD: Tensor | None = None
+    filler: Callable[[], Tensor] | None = None
 
     @staticmethod
     def rows(texts: Sequence["Text"]) -> "Text":
@@ -62,7 +62,7 @@ class Text:
             None if first.pooled_BD is None else torch.cat([text.pooled_BD for text in texts if text.pooled_BD is not None]),
             torch.cat([_padded(text.mask(), longest) for text in texts]) if masked else None,
             {name: torch.cat([text.extra[name] for text in texts]) for name in first.extra},
-            filler_1LD=first.filler_1LD,
+            filler=first.filler,
         )
 
     def mask(self) -> Tensor:
@@ -132,13 +132,15 @@ class Family(ABC):
 
     title: its name for people. weight_parts: the parts that hold weights. cell_px: pixels to a latent cell. `path`, `parameterisation`,
     `steps_offset` and `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the
-    pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance.
+    pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance. perturbed_layers: which
+    attention layers perturbed-attention guidance breaks, as a pattern of their names in the denoising network; none where it is empty.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
     weight_parts: ClassVar[tuple[str, ...]]
     residuals_shared: ClassVar[bool] = False
+    perturbed_layers: ClassVar[str] = ""
     checkpoint: Checkpoint
     place: Place
     vae: Any
@@ -248,10 +250,9 @@ def _padded(rows: Tensor, length: int) -> Tensor:
 
 def _filled(text: Text, length: int) -> Text:
     """A text with windows of its filler after it, as many as fit into a length."""
-    if text.filler_1LD is None or text.mask_BL is not None:
+    missing = length - text.tokens_BLD.shape[1]
+    if not missing or text.filler is None:
         return text
-    rows, window = text.tokens_BLD.shape[0], text.filler_1LD.shape[1]
-    windows = (length - text.tokens_BLD.shape[1]) // window
-    if windows == 0:
-        return text
-    return replace(text, tokens_BLD=torch.cat([text.tokens_BLD, text.filler_1LD.repeat(rows, windows, 1)], dim=1))
+    window_1LD = text.filler()
+    windows_BLD = window_1LD.repeat(text.tokens_BLD.shape[0], missing // window_1LD.shape[1], 1)
+    return replace(text, tokens_BLD=torch.cat([text.tokens_BLD, windows_BLD], dim=1))
