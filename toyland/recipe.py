@@ -10,7 +10,7 @@ RecipeName = Literal["cpu", "gpu"]
 
 # What every stage shares: short runs from scratch want a quick second moment, a rate that falls to nothing, and averaged weights.
 _COMMON: dict[str, Any] = {"schedule": "cosine", "betas": (0.9, 0.99), "precision": "bf16"}
-_HINT = {"controlnet.controlnet_cond_embedding": 2.0}  # the only part of a ControlNet that starts from nothing
+_HINT = {"controlnet.controlnet_cond_embedding": 2.0}  # the part of a ControlNet that starts from nothing, or from another kind of map
 _ESTIMATOR: dict[str, Any] = {"betas": (0.9, 0.98), "weight_decay": 0.03, "ema_decay": 0.998}
 
 
@@ -39,7 +39,9 @@ RECIPES: dict[RecipeName, Recipe] = {
             "autoencoder": _stage(1600, 16, 1.5e-3, 100, ema_decay=0.998),
             "base": _stage(6500, 32, 8e-4, 200, ema_decay=0.999),
             "binding": _stage(2400, 32, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
-            "controlnet": _stage(1400, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
+            "controlnet-canny": _stage(1800, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
+            "controlnet-depth": _stage(1000, 16, 4e-4, 100, ema_decay=0.998),
+            "controlnet-pose": _stage(900, 16, 6e-4, 100, ema_decay=0.998, learning_rate_factors=_HINT),
             "estimator-depth": _stage(2400, 32, 1.5e-3, 200, **_ESTIMATOR),
             "estimator-pose": _stage(3000, 32, 1.5e-3, 200, **_ESTIMATOR),
         },
@@ -52,7 +54,9 @@ RECIPES: dict[RecipeName, Recipe] = {
             "autoencoder": _stage(20_000, 64, 1e-3, 500, ema_decay=0.999, workers=8),
             "base": _stage(60_000, 128, 6e-4, 1000, ema_decay=0.9995, workers=8),
             "binding": _stage(20_000, 128, 4e-4, 500, ema_decay=0.9995, workers=8, learning_rate_factors=_HINT),
-            "controlnet": _stage(15_000, 64, 4e-4, 500, ema_decay=0.999, workers=8, learning_rate_factors=_HINT),
+            "controlnet-canny": _stage(15_000, 64, 4e-4, 500, ema_decay=0.999, workers=8, learning_rate_factors=_HINT),
+            "controlnet-depth": _stage(10_000, 64, 3e-4, 500, ema_decay=0.999, workers=8),
+            "controlnet-pose": _stage(10_000, 64, 4e-4, 500, ema_decay=0.999, workers=8, learning_rate_factors=_HINT),
             "estimator-depth": _stage(20_000, 64, 1.5e-3, 500, workers=8, **_ESTIMATOR),
             "estimator-pose": _stage(20_000, 64, 1.5e-3, 500, workers=8, **_ESTIMATOR),
         },

@@ -26,6 +26,7 @@ from training.trainer import Task, train
 
 EMPTY_POSES = 0.1  # share of the scenes without a figure among those the pose ControlNet sees
 SEVERAL = 2  # how often the other ControlNets see a scene of several objects for every other scene
+NOISY_TIMES = {"canny": 0.0, "depth": 0.5, "pose": 0.5}  # edges are decided late, places of objects and limbs early
 
 
 def main(stage: str, run: Path, name: RecipeName) -> None:
@@ -55,10 +56,10 @@ def controlnet_config(run: Path, kind: str, recipe: Recipe) -> ControlNetConfig:
         base=str(run / "pipeline"),
         init=run / "binding" / "weights" / "controlnet",
         data=DataConfig(folder=run / ("posed" if kind == "pose" else "several"), condition=kind),
-        objective=ObjectiveConfig(noisy_times=0.5),
+        objective=ObjectiveConfig(noisy_times=NOISY_TIMES[kind]),
         caption_dropout=0.2,
         cache=run / "cache",
-        train=recipe.config("controlnet", run / f"controlnet-{kind}"),
+        train=recipe.config(f"controlnet-{kind}", run / f"controlnet-{kind}"),
     )
 
 
