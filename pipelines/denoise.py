@@ -1,128 +1,106 @@
 """The one loop: noise becomes latents, for every family.
 
-Guidance, control windows, modes, weights and region masks, batching, cancellation and the finite check stand here, once; nothing in
-here knows a family's name. Axes: B pictures (twice as many rows under guidance, the negative prompt's first), C channels, H and W
-latent cells, N steps.
+What a step asks the network is put together here, from guidance, controls and canvas; nothing in here knows a family's name. Axes: B
+pictures (rows are blocks of B, see `pipelines.guidance`), C channels, H and W latent cells, N points.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from core.errors import BadModel, Mismatch
-from core.request import Mode
-from pipelines.family import Family, PreparedControl, Residuals, Text
-from pipelines.samplers import Noise, OnStep, Sampler
+from pipelines.attention import perturbed, remembered, shared_start
+from pipelines.canvas import Canvas
+from pipelines.family import Family, Residuals, Text
+from pipelines.guidance import Branches, Guidance, Side, check_weights
+from pipelines.noise import Noise
+from pipelines.noise import seeded_noise as seeded_noise
+from pipelines.samplers import OnStep, Sampler
 from pipelines.schedules import Times
+from pipelines.steering import Steering, added, extended, inside, lowered, preceded, spread_rows
+from pipelines.steering import level_factors as level_factors
 
-PROMPT_FADE = 0.825  # per level away from the middle, as in sd-webui-controlnet's unbalanced modes
 
-
-@dataclass(frozen=True, eq=False)
-class Steering:
-    """One prepared control and how it acts: from the fraction `start` of the steps to `end`, where `mask_HW` (0 … 1) lets it.
-
-    mode: "prompt" fades the control towards the outer levels; "control" does so too, and steers the prompt's half of guidance alone;
-    "guess" is that half with diffusers' curve for guess mode.
-    """
-
-    control: PreparedControl
-    weight: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
-    mode: Mode = "balanced"
-    mask_HW: Tensor | None = None
-    _masks: dict[tuple[tuple[int, int], bool], Tensor] = field(default_factory=dict, init=False, repr=False)
-
-    def __post_init__(self) -> None:
-        if self.mask_HW is not None and self.control.positive_only:
-            raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
+@runtime_checkable
+class HasNetwork(Protocol):
+    """A prepared control that says which network it asks, so that the text is projected once for it too."""
 
     @property
-    def positive_only(self) -> bool:
-        """Whether the negative prompt's half goes unsteered."""
-        return self.mode in ("control", "guess") or self.control.positive_only
-
-    def active(self, i: int, steps: int) -> bool:
-        """Whether the control acts in step i of `steps`: with weight, and with the whole step inside the window."""
-        return self.weight != 0.0 and i / steps >= self.start and (i + 1) / steps <= self.end
-
-    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
-        """The network's residuals, weighted by level and region."""
-        found = self.control.residuals(x, t, text)
-        factors = iter(level_factors(self.mode, sum(map(len, found.values()))))
-        cells = (x.shape[-2] // self.control.patch, x.shape[-1] // self.control.patch)
-        return {name: [self._scaled(one, self.weight * next(factors), cells) for one in group] for name, group in found.items()}
-
-    def _scaled(self, residual: Tensor, factor: float, cells: tuple[int, int]) -> Tensor:
-        if self.mask_HW is not None:
-            return residual * (self._mask_at(residual, cells) * factor)
-        return residual * factor if factor != 1.0 else residual
-
-    def _mask_at(self, residual: Tensor, cells: tuple[int, int]) -> Tensor:
-        """The mask averaged over the cells of a level: (1, 1, H, W), or (1, L, 1) for tokens."""
-        assert self.mask_HW is not None
-        tokens = residual.ndim == 3
-        size = cells if tokens else (residual.shape[-2], residual.shape[-1])
-        if (size, tokens) not in self._masks:
-            mask = F.interpolate(self.mask_HW[None, None].float(), size, mode="area").to(residual.device, residual.dtype)
-            self._masks[size, tokens] = mask.flatten(2).transpose(1, 2) if tokens else mask
-        if tokens and residual.shape[1] > cells[0] * cells[1]:
-            mask = self._masks[size, tokens]
-            others = mask.mean().expand(1, residual.shape[1] - mask.shape[1], 1)
-            return torch.cat([mask, others], dim=1)
-        return self._masks[size, tokens]
-
-
-def level_factors(mode: Mode, levels: int) -> list[float]:
-    """The factor on the residual of each level, outermost first, the middle last.
-
-    Source: sd-webui-controlnet, hook.py, 0.825^(12 − i) for its 13 levels, here counted from the middle for any number of them; diffusers,
-    ControlNetModel, logspace(−1, 0) for guess mode.
-    """
-    if mode == "guess":
-        return [10.0 ** (level / (levels - 1) - 1.0) for level in range(levels)] if levels > 1 else [1.0]
-    return [1.0 if mode == "balanced" else PROMPT_FADE ** (levels - 1 - level) for level in range(levels)]
+    def network(self) -> nn.Module: ...
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What to draw and how; negative: None leaves guidance out."""
+    """What to draw and how.
+
+    positive: a text, or the sides of its ANDs; negative: None leaves classifier-free guidance out. guidance_scale to pag_scale: see
+    `Guidance`. canvas: where to begin; None for pure noise. share_start: the halves of guidance begin as one (see `shared_start`).
+    """
 
     sampler: Sampler
     times: Times
-    positive: Text
-    negative: Text | None = None
+    positive: Text | Sequence[Side]
+    negative: Text | Side | None = None
     guidance_scale: float = 1.0
     controls: tuple[Steering, ...] = ()
+    guidance_start: float = 0.0
+    guidance_end: float = 1.0
+    guidance_rescale: float = 0.0
+    pag_scale: float = 0.0
+    canvas: Canvas | None = None
+    share_start: bool = False
+
+    @property
+    def guidance(self) -> Guidance:
+        """The plan's guidance in one."""
+        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_end, self.guidance_rescale, self.pag_scale)
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """The sides of the prompt's ANDs, one at least."""
+        return (Side.of(self.positive),) if isinstance(self.positive, Text) else tuple(self.positive)
+
+    def branches(self, step: int) -> Branches:
+        """What step `step` asks."""
+        guided = inside(step, self.times.steps, self.guidance_start, self.guidance_end)
+        negative = Side.of(self.negative).at(step) if guided and self.negative is not None else None
+        sides = self.sides
+        return Branches(
+            negative,
+            tuple(side.at(step) for side in sides),
+            tuple(side.weight for side in sides),
+            guided and self.pag_scale != 0.0,
+        )
 
 
-def seeded_noise(seeds: Sequence[int], shape_CHW: tuple[int, int, int], device: torch.device) -> Noise:
-    """Standard noise (B, C, H, W), each picture from a CPU generator of its own: neither batch nor device change it."""
-    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
-
-    def noise() -> Tensor:
-        drawn = torch.cat([torch.randn((1, *shape_CHW), generator=generator) for generator in generators])
-        if device.type == "cuda":  # from pinned memory the copy does not hold up the loop
-            return drawn.pin_memory().to(device, non_blocking=True)
-        return drawn.to(device)
-
-    return noise
+def never() -> None:
+    """Nobody asks to stop."""
 
 
 @torch.inference_mode()
-def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep) -> Tensor:
-    """Noise to latents (B, C, H, W), float32; on_step(i, x̂_0) sees every step and may raise `Cancelled`.
+def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep, *, before_call: Callable[[], None] = never) -> Tensor:
+    """Noise to latents (B, C, H, W), float32; on_step(i, x̂_0) sees every step, `before_call` every forward; both may raise `Cancelled`.
 
     Raises:
         BadModel: the latents are not finite at the end.
+        BadRequest: the weights of the prompt's ANDs have no mean.
+        Mismatch: the family has no attention that could be perturbed.
     """
-    times = plan.times
-    x = noise() * times.initial
-    latents = plan.sampler.run(_model(family, plan, x), x, times, on_step, noise)
+    check_weights(plan.sides)
+    times, canvas, first = plan.times, plan.canvas, noise()
+    x = first * times.initial if canvas is None else canvas.first(first, times)
+    if len(times) == 0:  # strength 0: the picture stays
+        return x if canvas is None else canvas.latents_1Chw.expand_as(first).clone()
+    loop = _Loop(family, plan, first, before_call)
+    controls = [steering.control for steering in plan.controls]
+    with remembered([*family.networks().values(), *(control.network for control in controls if isinstance(control, HasNetwork))]):
+        latents = plan.sampler.run(loop.model, x, times, on_step, noise)
+    if canvas is not None:
+        latents = canvas.fixed(latents)
     if not bool(latents.isfinite().all()):
         raise BadModel(
             f"the latents are not finite after denoising in {family.place.dtype}: the weights are damaged or overflow; try dtype float32"
@@ -130,47 +108,66 @@ def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep) -> Tensor
     return latents
 
 
-def _model(family: Family, plan: Plan, x: Tensor) -> Callable[[Tensor, int], Tensor]:
-    """(x at point i, i) → x̂_0, guided and steered."""
-    times, count = plan.times, x.shape[0]
-    positive = Text.rows([plan.positive] * count)
-    text = positive if plan.negative is None else Text.rows([plan.negative] * count + [plan.positive] * count)
-    t_N = torch.tensor(times.timesteps, dtype=torch.float32, device=x.device)
+class _Loop:
+    """What the sampler calls: (x at point i, i) → x̂_0, guided and steered."""
 
-    def model(x: Tensor, i: int) -> Tensor:
-        rows = x if plan.negative is None else torch.cat([x, x])
-        controls = [control for control in plan.controls if control.active(i, len(times))]
-        if family.residuals_shared and plan.negative is not None:
-            shared = _sum([c.residuals(x, t_N[i], positive) for c in controls if not c.positive_only])
-            everywhere = {name: [torch.cat([one, one]) for one in group] for name, group in shared.items()} if shared else None
-        else:
-            everywhere = _sum([c.residuals(rows, t_N[i], text) for c in controls if not c.positive_only])
-        on_prompt = _sum([c.residuals(x, t_N[i], positive) for c in controls if c.positive_only])
-        out = family.predict(rows, t_N[i], text, _combined(everywhere, on_prompt, rows.shape[0]))
-        if plan.negative is not None:
-            without, prompted = out.chunk(2)
-            out = family.after_guidance(without + plan.guidance_scale * (prompted - without), prompted)
-        return family.parameterisation.denoised(x, out, times.alphas[i], times.sigmas[i])
+    def __init__(self, family: Family, plan: Plan, noise: Tensor, before_call: Callable[[], None]) -> None:
+        self.family, self.plan, self.noise, self.before_call = family, plan, noise, before_call
+        self.t_N = torch.tensor(plan.times.timesteps, dtype=torch.float32, device=noise.device)
+        self._texts: dict[tuple[int, ...], Text] = {}
 
-    return model
+    def model(self, x: Tensor, i: int) -> Tensor:
+        """x̂_0 (B, C, H, W)."""
+        self.before_call()
+        plan, times, canvas = self.plan, self.plan.times, self.plan.canvas
+        step = i // times.substeps
+        if canvas is not None and not (i == 0 and canvas.from_noise):
+            x = canvas.noised(x, self.noise, times, i)
+        branches = plan.branches(step)
+        rows = x.repeat(len(branches.texts), 1, 1, 1)
+        residuals = self._residuals(x, i, branches)
+        with self._attention(branches, x.shape[0]):
+            out = self.family.predict(rows, self.t_N[i], self._rows(branches.texts, x.shape[0]), residuals)
+        out, prompted = branches.guided(out, plan.guidance)
+        if branches.negative is not None:
+            out = self.family.after_guidance(out, prompted)
+        denoised = self.family.parameterisation.denoised(x, out, times.alphas[i], times.sigmas[i])
+        return denoised if canvas is None else canvas.fixed(denoised)
 
+    def _residuals(self, x: Tensor, i: int, branches: Branches) -> Residuals | None:
+        """What is added to the network: the controls' residuals block by block, and what an inpainting model is told."""
+        times, count = self.plan.times, x.shape[0]
+        controls = [control for control in self.plan.controls if control.active(i // times.substeps, times.steps)]
+        found = []
+        for control in controls:
+            prompted = control.positive_only or self.family.residuals_shared
+            texts = branches.sides if prompted else branches.unperturbed
+            one = control.residuals(x.repeat(len(texts), 1, 1, 1), self.t_N[i], self._rows(texts, count))
+            one, rows = spread_rows(one, len(texts) * count), len(branches.unperturbed) * count
+            found.append(lowered(one, rows) if control.positive_only else preceded(one, rows))
+        total = added(found)
+        if total is not None and branches.perturbed:
+            total = extended(total, len(branches.sides) * count)  # as if they had been asked: only the base's attention is perturbed
+        told = None if self.plan.canvas is None else self.plan.canvas.told
+        return total if told is None else (total or {}) | spread_rows(told, len(branches.texts) * count)
 
-def _sum(found: Sequence[Residuals]) -> Residuals | None:
-    """Several controls' residuals added place by place and level by level."""
-    total: Residuals = {}
-    for one in found:
-        for name, group in one.items():
-            total[name] = [a + b for a, b in zip(total[name], group, strict=True)] if name in total else group
-    return total or None
+    def _rows(self, texts: tuple[Text, ...], count: int) -> Text:
+        """The texts of all blocks, `count` rows each, or as many as a text has; the same tensors at every step."""
+        key = (count, *map(id, texts))
+        if key not in self._texts:
+            self._texts[key] = Text.rows([text for text in texts for _ in range(count if text.tokens_BLD.shape[0] == 1 else 1)])
+        return self._texts[key]
 
-
-def _combined(everywhere: Residuals | None, on_prompt: Residuals | None, rows: int) -> Residuals | None:
-    """Residuals for all rows; those for the prompt's half, the last rows, are nothing for the negative one's."""
-    if on_prompt is None:
-        return everywhere
-    whole = {name: [_lower(residual, rows) for residual in group] for name, group in on_prompt.items()}
-    return _sum([whole] if everywhere is None else [everywhere, whole])
-
-
-def _lower(residual: Tensor, rows: int) -> Tensor:
-    return residual if residual.shape[0] == rows else torch.cat([torch.zeros_like(residual), residual])
+    @contextmanager
+    def _attention(self, branches: Branches, count: int) -> Iterator[None]:
+        networks = self.family.networks()
+        network = networks.get("unet") or networks.get("transformer")
+        if branches.perturbed and not (network and self.family.perturbed_layers):
+            raise Mismatch(f"{self.family.title} has no perturbed-attention guidance: set pag_scale to 0")
+        shared = len(branches.texts) if self.plan.share_start else 1
+        with shared_start(network or nn.Identity(), shared):
+            if not branches.perturbed or network is None:
+                yield
+            else:
+                with perturbed(network, self.family.perturbed_layers, len(branches.sides) * count):
+                    yield

@@ -43,6 +43,13 @@ class Listener:
     """The part of a family that the loop uses; it remembers the residuals it was given and answers with zeros."""
 
     place = PLACE
+    residuals_shared = False
+
+    def networks(self) -> dict[str, torch.nn.Module]:
+        return {}
+
+    def after_guidance(self, guided_BCHW: Tensor, prompted_BCHW: Tensor) -> Tensor:
+        return guided_BCHW
 
     def __init__(self, family: StableDiffusion) -> None:
         self.path, self.parameterisation = family.path, family.parameterisation
@@ -178,7 +185,8 @@ def test_no_step_waits_for_the_device(sampler: str, family: StableDiffusion, con
         count = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            self.count += func in reading
+            # The tables of a path are float64 on the host: what is read off them waits for nobody.
+            self.count += func in reading and args[0].dtype != torch.float64
             return func(*args, **(kwargs or {}))
 
     control = Steering(
