@@ -9,15 +9,20 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
-from core.control import Control, Image, Score, Weights
+from controls.arrays import as_map, brightest
+from controls.metrics import edges as compare_maps
+from controls.mistakes import lines_mistake, looks_like_lines
+from core.control import Control, Image, Weights, by_extraction
 from core.request import Frozen
 
 
 class Params(Frozen):
-    """Hysteresis thresholds on the 8-bit gradient."""
+    """Hysteresis thresholds on the 8-bit gradient, and how many resolutions an edge has to be seen at."""
 
     low: int = Field(100, ge=0, le=255, description="an edge is followed down to this gradient")
     high: int = Field(200, ge=0, le=255, description="an edge begins at this gradient")
+    automatic: bool = Field(False, description="both thresholds from the picture: high is Otsu's of its gradients, low is half of that")
+    scales: int = Field(1, ge=1, le=4, description="an edge counts if it is also seen at this many resolutions, each half the one before")
 
     @model_validator(mode="after")
     def _in_order(self) -> "Params":
@@ -28,41 +33,37 @@ class Params(Frozen):
 
 def extract(image_HWC: Image, params: Params) -> Image:
     """Edges of a picture: RGB uint8 HWC → 0 or 255 in all three channels, same size."""
-    edges_HW = cv2.Canny(np.ascontiguousarray(image_HWC), params.low, params.high)
-    return np.repeat(edges_HW[..., None], 3, axis=2)
+    image_HWC = np.ascontiguousarray(image_HWC)
+    edges_HW = _edges(image_HWC, params)
+    height, width = edges_HW.shape
+    coarse_HWC = image_HWC
+    for _ in range(params.scales - 1):
+        if min(coarse_HWC.shape[:2]) < 16:
+            break  # nothing is left to see
+        coarse_HWC = cv2.pyrDown(coarse_HWC)
+        seen_HW = cv2.dilate(_edges(coarse_HWC, params), np.ones((3, 3), np.uint8))
+        edges_HW &= cv2.resize(seen_HW, (width, height), interpolation=cv2.INTER_NEAREST)
+    return as_map(edges_HW)
 
 
-def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score:
-    """F1 of the picture's own edges against the wanted ones, same thresholds, 1 pixel of tolerance."""
-    return compare_maps(wanted_HWC, extract(got_HWC, params or Params.model_validate({})))
+def _edges(image_HWC: Image, params: Params) -> NDArray[np.uint8]:
+    low, high = thresholds(image_HWC) if params.automatic else (params.low, params.high)
+    edges_HW: NDArray[np.uint8] = cv2.Canny(image_HWC, low, high)
+    return edges_HW
 
 
-def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score:
-    """F1 between two edge maps: an edge pixel counts as found if the other map has one among its eight neighbours or at its place."""
-    value = edge_f1(wanted_HWC.max(axis=2) > 127, got_HWC.max(axis=2) > 127)
-    return Score(value=value, metric="edge F1 within 1 px", raw=value, unit="")
+def thresholds(image_HWC: Image) -> tuple[int, int]:
+    """Thresholds that suit a picture: `high` parts its gradients (L1, strongest channel, as Canny's) by Otsu's method, `low` is half of it.
+
+    Source: Fang, Yue and Yu, "The study on an application of Otsu method in Canny operator", 2009, on gradients in place of grey levels.
+    """
+    across, down = (np.abs(cv2.Sobel(image_HWC, cv2.CV_16S, *axes)) for axes in ((1, 0), (0, 1)))
+    gradient_HW = brightest((across + down).clip(0, 255).astype(np.uint8))
+    high, _ = cv2.threshold(gradient_HW, 0, 255, cv2.THRESH_OTSU)
+    return max(1, int(high)) // 2, max(1, int(high))
 
 
-def edge_f1(wanted_HW: NDArray[np.bool_], got_HW: NDArray[np.bool_]) -> float:
-    """F1 of two edge masks within 1 pixel (Chebyshev distance): 1 if both are empty, 0 if one is."""
-    if not wanted_HW.any() or not got_HW.any():
-        return float(not wanted_HW.any() and not got_HW.any())
-    precision = float(_thick(wanted_HW)[got_HW].mean())
-    recall = float(_thick(got_HW)[wanted_HW].mean())
-    return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-
-
-def _thick(edges_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    grown_HW: NDArray[np.uint8] = cv2.dilate(edges_HW.astype(np.uint8), np.ones((3, 3), np.uint8))
-    return grown_HW > 0
-
-
-def looks_finished(image_HWC: Image) -> bool:
-    """Whether this is an edge map already: grey, almost all pixels black or white, mostly black."""
-    grey = int(np.ptp(image_HWC, axis=2).max()) <= 8
-    light = image_HWC[..., 0]
-    return grey and float(((light < 32) | (light > 223)).mean()) > 0.98 and 0 < float((light > 223).mean()) < 0.4
-
+compare = by_extraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="canny",
@@ -70,7 +71,13 @@ CONTROL = Control(
     extract=extract,
     compare=compare,
     compare_maps=compare_maps,
-    weights={"sd": Weights("lllyasviel/control_v11p_sd15_canny", revision="115a470d547982438f70198e353a921996e2e819")},
+    weights={
+        "sd": Weights("lllyasviel/control_v11p_sd15_canny", revision="115a470d547982438f70198e353a921996e2e819"),
+        "sdxl": Weights("diffusers/controlnet-canny-sdxl-1.0"),
+        "sd3": Weights("InstantX/SD3-Controlnet-Canny"),
+        "flux": Weights("InstantX/FLUX.1-dev-Controlnet-Canny"),
+    },
     resample="lines",
-    looks_finished=looks_finished,
+    looks_finished=looks_like_lines,
+    mistake=lines_mistake,
 )

@@ -3,21 +3,31 @@
 Source: Ranftl et al., "Towards robust monocular depth estimation", arXiv 1907.01341 (scale- and shift-invariant comparison).
 """
 
+from typing import Literal
+
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from controls import estimators
+from controls.arrays import as_map
+from controls.depthfile import is_depth_file, read_depth
+from controls.metrics import ordinal_agreement
+from controls.mistakes import depth_mistake, looks_like_depth
 from core.control import Control, Image, Score, Weights
-from core.request import Frozen
+from core.request import Frozen, Resize
 
 
 class Params(Frozen):
-    """Depth has no settings."""
+    """Who estimates, and what the numbers in a file mean."""
+
+    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("depth"))
+    values: Literal["nearness", "distance"] = Field("nearness", description="what is large in a .npy or 16-bit file: the near, or the far")
 
 
-def available() -> bool:
-    """Whether a depth estimator is installed."""
-    return estimators.find("depth") is not None
+def available(params: Params | None = None) -> bool:
+    """Whether a depth estimator is named or installed."""
+    return estimators.installed("depth", params.estimator if params else "")
 
 
 def extract(image_HWC: Image, params: Params) -> Image:
@@ -26,12 +36,12 @@ def extract(image_HWC: Image, params: Params) -> Image:
     Raises:
         BadRequest: no estimator is installed.
     """
-    return np.repeat(estimators.need("depth")(image_HWC)[..., None], 3, axis=2)
+    return as_map(estimators.need("depth", params.estimator)(image_HWC))
 
 
 def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score | None:
-    """How well the picture's estimated depth follows the wanted map; None without an estimator."""
-    estimate = estimators.find("depth")
+    """How well the picture's estimated depth follows the wanted map; None without an estimator, or while a named one is not loaded."""
+    estimate = estimators.at_hand("depth", params.estimator if params else "")
     return None if estimate is None else _score(wanted_HWC.mean(axis=2), estimate(got_HWC).astype(np.float64))
 
 
@@ -41,10 +51,14 @@ def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score:
 
 
 def _score(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> Score:
-    """`value` is 1 − RMSE / standard deviation of the wanted map: 1 for equal up to scale and shift, 0 for unrelated or inverted."""
+    """`value` is 1 − RMSE / standard deviation of the wanted map: 1 for equal up to scale and shift, 0 for unrelated or inverted.
+
+    Parts: ordinal agreement, the share of pairs of pixels that stand in the wanted order (0.5 by chance).
+    """
     rmse, spread = aligned_rmse(wanted_HW, got_HW), float(wanted_HW.std())
     value = 1.0 if spread == 0 else min(1.0, max(0.0, 1 - rmse / spread))
-    return Score(value=value, metric="depth RMSE after scale and shift", raw=rmse, unit="grey levels of 255")
+    parts = {"ordinal agreement": ordinal_agreement(wanted_HW, got_HW)}
+    return Score(value=value, metric="depth RMSE after scale and shift", raw=rmse, unit="grey levels of 255", parts=parts)
 
 
 def aligned_rmse(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> float:
@@ -55,12 +69,30 @@ def aligned_rmse(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) ->
     return float(np.sqrt(np.mean((wanted - scale * got) ** 2)))
 
 
+def read_file(data: bytes, width: int, height: int, resize: Resize, params: Params | None = None) -> Image:
+    """Depth of more than 8 bits, scaled to its own range: `.npy` or 16-bit PNG → near = bright, exactly `width` × `height`.
+
+    Raises:
+        BadImage: the file is damaged or over a limit, or a value is no number.
+    """
+    return read_depth(data, (width, height), resize, far_is_large=params is not None and params.values == "distance")
+
+
 CONTROL = Control(
     name="depth",
     params=Params,
     extract=extract,
     compare=compare,
     compare_maps=compare_maps,
-    weights={"sd": Weights("lllyasviel/control_v11f1p_sd15_depth", revision="539f99181d33db39cf1af2e517cd8056785f0a87")},
+    weights={
+        "sd": Weights("lllyasviel/control_v11f1p_sd15_depth", revision="539f99181d33db39cf1af2e517cd8056785f0a87"),
+        "sdxl": Weights("diffusers/controlnet-depth-sdxl-1.0"),
+        "sd3": Weights("stabilityai/stable-diffusion-3.5-large-controlnet-depth"),
+        "flux": Weights("jasperai/Flux.1-dev-Controlnet-Depth"),
+    },
     available=available,
+    looks_finished=looks_like_depth,
+    mistake=depth_mistake,
+    own_file=is_depth_file,
+    read_file=read_file,
 )

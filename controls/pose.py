@@ -3,38 +3,58 @@
 Source: Cao et al., "OpenPose", arXiv 1812.08008; Yang and Ramanan, TPAMI 2013 (PCK).
 """
 
+from typing import Any
+
 import numpy as np
+from pydantic import Field
 
 from controls import estimators
+from controls.arrays import brightest
 from controls.geometry import place
+from controls.mistakes import PICTURE
 from core.control import Control, Image, Score, Weights
+from core.openpose import People, draw_people, people_from_openpose
 from core.request import Frozen, Resize
-from core.skeleton import Joints, detect_joints, draw_pose, joints_from_openpose, pck
+from core.skeleton import Joints, detect_joints, oks, pck
+
+INVERTED_POSE = "is mostly white, but pose maps are drawn on black: draw it again (limn extract pose FILE.json) or invert it"
 
 
 class Params(Frozen):
-    """Pose has no settings."""
+    """Who finds the people."""
+
+    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("ViTPose or DWPose"))
+    detector: str = Field("", max_length=300, description="hub id or folder of the network that finds the people; empty for RT-DETR")
+    confidence: float = Field(0.3, ge=0.0, le=1.0, description="joints and people below this are left out (named estimators alone)")
 
 
-def available() -> bool:
-    """Whether a pose estimator is installed."""
-    return estimators.find("pose") is not None
+def available(params: Params | None = None) -> bool:
+    """Whether a pose estimator is named or installed."""
+    return estimators.installed("pose", params.estimator if params else "")
 
 
 def extract(image_HWC: Image, params: Params) -> Image:
-    """The drawn poses of the people in a picture: RGB uint8 HWC → OpenPose map, same size.
+    """The drawn poses of the people in a picture: RGB uint8 HWC → OpenPose map, same size; all black if nobody is found.
 
     Raises:
-        BadRequest: no estimator is installed.
+        BadRequest: no estimator is named and none is installed.
     """
     height, width = image_HWC.shape[:2]
-    return draw_pose(estimators.need("pose")(image_HWC), width, height)
+    return draw_people(_people(estimators.need("pose", params.estimator), image_HWC, params), width, height)
+
+
+def _people(estimate: estimators.Estimate, image_HWC: Image, params: Params | None) -> People:
+    """Whom an estimator finds; only named ones take settings."""
+    found: Any = (
+        estimate(image_HWC, confidence=params.confidence, detector=params.detector) if params and params.estimator else estimate(image_HWC)
+    )
+    return found if isinstance(found, People) else People.of(found)
 
 
 def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score | None:
-    """PCK of the people estimated in the picture; None without an estimator, or if the wanted map shows no arm and no leg."""
-    estimate = estimators.find("pose")
-    return None if estimate is None else _score(detect_joints(wanted_HWC), estimate(got_HWC))
+    """PCK of the people estimated in the picture; None without a loaded estimator, or if the wanted map shows no arm and no leg."""
+    estimate = estimators.at_hand("pose", params.estimator if params else "")
+    return None if estimate is None else _score(detect_joints(wanted_HWC), _people(estimate, got_HWC, params).body)
 
 
 def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score | None:
@@ -43,32 +63,41 @@ def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score | None:
 
 
 def _score(wanted_people: Joints, got_people: Joints) -> Score | None:
-    """Mean PCK@0.1 over the wanted people, each held against the person found who fits best; nobody is used twice."""
-    scores = []
+    """Mean PCK@0.1 over the wanted people, each held against the person found who fits best; nobody is used twice.
+
+    Parts: OKS, likewise, and how many people are wanted and found.
+    """
+    scores, similarities = [], []
     left = list(got_people)
     for wanted in wanted_people:
-        found = [pck(wanted, got) for got in left]
-        if found and not np.isnan(found[0]):
-            best = int(np.argmax(found))
-            scores.append(found[best])
+        if np.isnan(pck(wanted, wanted)):
+            continue
+        found = [(pck(wanted, got), oks(wanted, got)) for got in left]
+        best = max(range(len(found)), key=lambda place: found[place], default=None)
+        scores.append(0.0 if best is None else found[best][0])
+        similarities.append(0.0 if best is None else found[best][1])
+        if best is not None:
             left.pop(best)
-        elif not np.isnan(pck(wanted, wanted)):
-            scores.append(0.0)
     if not scores:
         return None
     value = float(np.mean(scores))
-    return Score(value=value, metric="PCK@0.1 of the figure's height, limb joints", raw=value, unit="")
+    parts = {"OKS": float(np.mean(similarities)), "people wanted": float(len(wanted_people)), "people found": float(len(got_people))}
+    return Score(value, "PCK@0.1 of the figure's height, limb joints", value, "", parts)
 
 
-def read_file(data: bytes, width: int, height: int, resize: Resize) -> Image:
-    """An OpenPose file drawn at exactly `width` × `height`, placed as a picture of its canvas size would be.
+def own_file(head: bytes) -> bool:
+    """Whether a file that begins like this is JSON."""
+    return head.lstrip(b"\xef\xbb\xbf \t\r\n")[:1] in (b"{", b"[")
+
+
+def read_file(data: bytes, width: int, height: int, resize: Resize, params: Params | None = None) -> Image:
+    """An OpenPose file drawn at exactly `width` × `height`, hands and faces included, placed as a picture of its canvas size would be.
 
     Raises:
         BadRequest: not an OpenPose file.
     """
-    people_xy, (canvas_width, canvas_height) = joints_from_openpose(data, width, height)
-    placement = place(canvas_width, canvas_height, width, height, resize)
-    return draw_pose(placement.points(people_xy), width, height)
+    people, canvas = people_from_openpose(data, width, height)
+    return draw_people(people.moved(place(*canvas, width, height, resize).points), width, height)
 
 
 def looks_finished(image_HWC: Image) -> bool:
@@ -79,15 +108,31 @@ def looks_finished(image_HWC: Image) -> bool:
     return bool((np.isfinite(people_xy[..., 0]).sum(axis=1) >= 4).any()) if len(people_xy) < 100 else False
 
 
+def mistake(image_HWC: Image) -> str | None:
+    """What is wrong with a pose map: it is not mostly black, or shows no joint in OpenPose's colours."""
+    if not image_HWC.any():
+        return None
+    light_HW = brightest(image_HWC)
+    if float((light_HW < 48).mean()) < 0.5:
+        return INVERTED_POSE if float((light_HW > 191).mean()) > 0.6 else PICTURE
+    return None if len(detect_joints(image_HWC)) else PICTURE
+
+
 CONTROL = Control(
     name="pose",
     params=Params,
     extract=extract,
     compare=compare,
     compare_maps=compare_maps,
-    weights={"sd": Weights("lllyasviel/control_v11p_sd15_openpose", revision="9ae9f970358db89e211b87c915f9535c6686d5ba")},
+    weights={
+        "sd": Weights("lllyasviel/control_v11p_sd15_openpose", revision="9ae9f970358db89e211b87c915f9535c6686d5ba"),
+        "sdxl": Weights("thibaud/controlnet-openpose-sdxl-1.0"),
+        "sd3": Weights("InstantX/SD3-Controlnet-Pose"),
+    },
     resample="nearest",
     available=available,
     looks_finished=looks_finished,
+    mistake=mistake,
+    own_file=own_file,
     read_file=read_file,
 )

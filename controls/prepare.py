@@ -1,18 +1,25 @@
-"""From a control unit's files to the map at generation size: decode, place, extract unless ready, pad."""
+"""From a control unit's files to the map at generation size: decode, place, extract unless ready, pad; mistakes are noticed on the way."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 import controls
-from controls.geometry import place
-from core.control import Control, Image, ReadFile
+from controls import estimators
+from controls.geometry import Placement, place
+from core.control import Control, Image
 from core.errors import BadImage
 from core.files import sha256_file
 from core.images import MAX_BYTES, decode, sha256_pixels
-from core.request import ControlUnit, Resize
+from core.request import ControlUnit, Frozen, Resize
+
+MOST_ASPECT_CHANGE = 0.01  # a finished map whose proportions differ by more is said to be cut, squeezed or framed
+_CHECKED_PX = 1024  # a larger file is looked at in every second, third, … pixel
+_HEAD_BYTES = 64
 
 
 @dataclass(frozen=True)
@@ -20,7 +27,8 @@ class Prepared:
     """A control at generation size.
 
     map_HWC: RGB uint8. mask_HW: uint8, 255 where the control acts; None for everywhere. The digests are SHA-256 in hex: of the source
-    file's bytes, of the map's pixels, of the mask file's bytes. warnings: sentences for the user.
+    file's bytes, of the map's pixels, of the mask file's bytes. params: the settings the map was made with, the estimator's name filled in;
+    empty for a finished map. warnings: sentences for the user.
     """
 
     map_HWC: Image
@@ -28,33 +36,35 @@ class Prepared:
     source_sha256: str
     map_sha256: str
     mask_sha256: str | None = None
+    params: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
 
 
-def load_map(unit: ControlUnit, width: int, height: int) -> Prepared:
+def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toyland") -> Prepared:
     """Reads a unit's picture (or finished map) and mask, and brings both to exactly `width` × `height`.
 
-    A picture is resized first and extracted then, so that edges are one pixel wide at the size that is drawn; a finished map is resized
-    as its kind asks (`Control.resample`); a `.json` is read in the kind's own format. What `fill` leaves over is black in map and mask.
+    A picture is resized first and extracted then, so that edges are one pixel wide at the size that is drawn, unless the unit asks for
+    another size to extract at; a finished map is resized as its kind asks (`Control.resample`); a file in the kind's own format is read by
+    the kind. What `fill` leaves over is black in map and mask. model: what draws; it decides which estimator is the default.
 
     Raises:
         BadImage: a file is missing, is no picture, or is over a limit.
         BadRequest: unknown kind or setting, or a kind whose estimator is not installed.
     """
     control = controls.get(unit.kind)
-    params = control.parse_params(unit.params)
-    warnings = []
-    if control.read_file is not None and unit.image.suffix.lower() == ".json":
-        map_HWC = _read_file(control.read_file, unit.image, (width, height), unit.resize)
+    params = settled(control, control.parse_params(unit.params), model)
+    own = takes_own_file(control, unit.image)
+    if own:
+        assert control.read_file is not None
+        map_HWC, warnings = control.read_file(_bytes(unit.image), width, height, unit.resize, params), []
     else:
         source_HWC = decode(unit.image)
         placement = place(source_HWC.shape[1], source_HWC.shape[0], width, height, unit.resize)
+        warnings = mistakes(control, source_HWC, unit, (width, height))
         if unit.ready:
             map_HWC = placement.pad(placement.resize(source_HWC, control.resample))
         else:
-            map_HWC = placement.pad(control.extract(placement.resize(source_HWC, "area"), params))
-            if _looks_finished(control, source_HWC):
-                warnings.append(f"{unit.image.name} looks like a finished {unit.kind} map: add 'ready' to use it without extracting again")
+            map_HWC = placement.pad(_extracted(control, params, source_HWC, placement, unit.processor_px))
     if not map_HWC.any():
         warnings.append(f"the {unit.kind} map of {unit.image.name} is empty (all black): nothing in it steers the picture")
     mask_HW = None if unit.mask is None else _load_mask(unit.mask, (width, height), unit.resize)
@@ -64,8 +74,60 @@ def load_map(unit: ControlUnit, width: int, height: int) -> Prepared:
         source_sha256=sha256_file(unit.image),
         map_sha256=sha256_pixels(map_HWC),
         mask_sha256=None if unit.mask is None else sha256_file(unit.mask),
+        params={} if unit.ready and not own else params.model_dump(mode="json"),
         warnings=tuple(warnings),
     )
+
+
+def settled(control: Control, params: Frozen, model: str) -> Frozen:
+    """The settings with the estimator that goes with the model filled in, where the kind has one and none is named."""
+    if getattr(params, "estimator", None) != "":
+        return params
+    kind = "depth" if control.name == "normal" else control.name
+    return params.model_copy(update={"estimator": estimators.default(kind, model)})
+
+
+def takes_own_file(control: Control, path: Path) -> bool:
+    """Whether a file is in the kind's own format, so that nothing has to be extracted."""
+    if control.own_file is None:
+        return False
+    try:
+        with path.open("rb") as file:
+            return control.own_file(file.read(_HEAD_BYTES))
+    except OSError as error:
+        raise BadImage(f"{str(path)!r} cannot be read ({error.strerror}): check the path") from None
+
+
+def mistakes(control: Control, source_HWC: Image, unit: ControlUnit, size: tuple[int, int]) -> list[str]:
+    """What looks wrong about a control's file, each as a sentence with the remedy."""
+    step = max(1, max(source_HWC.shape[:2]) // _CHECKED_PX)
+    seen_HWC, name, found = source_HWC[::step, ::step], unit.image.name, []
+    if not unit.ready:
+        if control.looks_finished is not None and control.looks_finished(seen_HWC):
+            found.append(f"{name} looks like a finished {unit.kind} map: add 'ready' to use it without extracting again")
+        return found
+    if control.mistake is not None and (wrong := control.mistake(seen_HWC)):
+        found.append(f"{name} {wrong}")
+    height, width = source_HWC.shape[:2]
+    change = (width / height) / (size[0] / size[1])
+    if max(change, 1 / change) > 1 + MOST_ASPECT_CHANGE:
+        what = {"just": "is squeezed", "crop": f"loses {1 - min(change, 1 / change):.0%}", "fill": "gets black margins"}[unit.resize]
+        found.append(
+            f"{name} is {width}x{height} and {what} to fit {size[0]}x{size[1]}: draw at a size of the map's proportions, "
+            "or choose another resize (just, crop, fill)"
+        )
+    return found
+
+
+def _extracted(control: Control, params: Frozen, source_HWC: Image, placement: Placement, processor_px: int | None) -> Image:
+    """The map of the placed picture at its inner size, extracted there or at another resolution."""
+    if processor_px is None:
+        return control.extract(placement.resize(source_HWC, "area"), params)
+    width, height = placement.inner
+    scale = processor_px / min(width, height)
+    work = Placement(placement.box, (max(1, round(width * scale)), max(1, round(height * scale))), (0, 0), 0, 0)
+    map_HWC = control.extract(work.resize(source_HWC, "area"), params)
+    return place(*work.inner, width, height, "just").resize(map_HWC, control.resample)
 
 
 def _load_mask(path: Path, size: tuple[int, int], resize: Resize) -> NDArray[np.uint8]:
@@ -76,15 +138,16 @@ def _load_mask(path: Path, size: tuple[int, int], resize: Resize) -> NDArray[np.
     return mask_HW
 
 
-def _read_file(read: ReadFile, path: Path, size: tuple[int, int], resize: Resize) -> Image:
+def _bytes(path: Path) -> bytes:
+    """A file's content, if it is not too large.
+
+    Raises:
+        BadImage: it is over the limit or cannot be read.
+    """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise BadImage(f"{str(path)!r} has {path.stat().st_size / 2**20:.1f} MiB, over the limit of {MAX_BYTES // 2**20} MiB")
-        data = path.read_bytes()
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise BadImage(f"{str(path)!r} has {size / 2**20:.1f} MiB, over the limit of {MAX_BYTES // 2**20} MiB: make it smaller")
+        return path.read_bytes()
     except OSError as error:
         raise BadImage(f"{str(path)!r} cannot be read ({error.strerror}): check the path") from None
-    return read(data, *size, resize)
-
-
-def _looks_finished(control: Control, source_HWC: Image) -> bool:
-    return control.looks_finished is not None and control.looks_finished(source_HWC)

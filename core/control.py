@@ -1,5 +1,6 @@
 """The contract of one kind of control: what `controls/<kind>.py` defines as `CONTROL`."""
 
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -17,20 +18,24 @@ Resample = Literal["area", "nearest", "lines"]
 
 @dataclass(frozen=True)
 class Score:
-    """How well a picture obeys its control: `value` runs from 0 (worst) to 1 (best); `raw` is the metric in its own unit."""
+    """How well a picture obeys its control: `value` runs from 0 (worst) to 1 (best); `raw` is the metric in its own unit.
+
+    parts: what the metric is made of or what else was measured (precision, recall, …), by name.
+    """
 
     value: float
     metric: str
     raw: float
     unit: str
+    parts: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A published ControlNet for one kind and one family."""
+    """A published ControlNet for one kind and one family. revision: the commit it was tried at; None for the newest."""
 
     repo: str
-    revision: str
+    revision: str | None = None
 
 
 class Compare(Protocol):
@@ -40,14 +45,25 @@ class Compare(Protocol):
 
 
 class ReadFile(Protocol):
-    """The kind's own file format (OpenPose's JSON) → a finished map of exactly `width` × `height`."""
+    """The kind's own file format (OpenPose's JSON, depth in 16 bits) → a finished map of exactly `width` × `height`."""
 
-    def __call__(self, data: bytes, width: int, height: int, resize: Resize) -> Image: ...
+    def __call__(self, data: bytes, width: int, height: int, resize: Resize, params: Any = None) -> Image: ...
 
 
-def always() -> bool:
+def always(params: Any = None) -> bool:
     """The extractor needs nothing that could be missing."""
     return True
+
+
+def by_extraction(
+    settings: type[Frozen], extract: Callable[[Image, Any], Image], compare_maps: Callable[[Image, Image], Score | None]
+) -> Compare:
+    """The usual `compare`: extract from the picture with the same settings (by default those of `settings`) and compare the two maps."""
+
+    def compare(wanted_HWC: Image, got_HWC: Image, params: Any = None) -> Score | None:
+        return compare_maps(wanted_HWC, extract(got_HWC, settings.model_validate({}) if params is None else params))
+
+    return compare
 
 
 @dataclass(frozen=True)
@@ -55,10 +71,14 @@ class Control:
     """One condition kind.
 
     `extract` makes a map from a picture; `compare` scores a picture against a map, `compare_maps` a map against a map.
-    `available` says whether `extract` and `compare` can work on this machine: a learned extractor needs its estimator.
+    `available` says whether `extract` and `compare` can work on this machine, with given settings or (without) the default ones: a learned
+    extractor needs its estimator.
     `resample` is how a finished map is resized: "area" for continuous values, "nearest" for labels and colours that mean something,
     "lines" for white one-pixel lines on black, which must outlive shrinking. `looks_finished` tells such a map from a picture, where
-    that is possible. Source of the contract: docs/architecture.md.
+    that is possible; `mistake` says what is wrong with a map that is said to be finished, and the remedy, in a sentence without its
+    subject ("looks like …"), or None. `own_file` knows the kind's own file format by a file's first 64 bytes, `read_file` reads it.
+    `hint` gives the network's input, (H, W, 3) float32, where the published convention is not map / 255.
+    Source of the contract: docs/architecture.md.
     """
 
     name: str
@@ -68,9 +88,18 @@ class Control:
     compare_maps: Callable[[Image, Image], Score | None]
     weights: Mapping[str, Weights] = field(default_factory=dict)
     resample: Resample = "area"
-    available: Callable[[], bool] = always
+    available: Callable[..., bool] = always
     looks_finished: Callable[[Image], bool] | None = None
+    mistake: Callable[[Image], str | None] | None = None
+    own_file: Callable[[bytes], bool] | None = None
     read_file: ReadFile | None = None
+    hint: Callable[[Image], NDArray[np.float32]] | None = None
+
+    @property
+    def summary(self) -> str:
+        """What the kind is, in one sentence: the first of its module's docstring."""
+        words = " ".join((sys.modules[self.extract.__module__].__doc__ or "").split("\n\n", 1)[0].split())
+        return words.partition(". ")[0].rstrip(".")
 
     def parse_params(self, values: Mapping[str, Any]) -> Frozen:
         """The extractor's settings from plain values; what is not given has its default.

@@ -47,6 +47,9 @@ class ControlUnit(Frozen):
     end: float = Field(1.0, ge=0.0, le=1.0, description="fraction of the steps after which the control ends")
     mode: Mode = Field("balanced", description="who wins where prompt and control disagree")
     resize: Resize = Field("crop", description="how the control image is brought to the picture's size")
+    processor_px: int | None = Field(
+        None, ge=64, le=2048, description="shorter side at which the extractor works; default: the picture's own size, pixel-perfect"
+    )
     mask: Path | None = Field(None, description="region mask: the control acts where it is white")
 
     @model_validator(mode="after")

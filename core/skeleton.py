@@ -7,7 +7,6 @@ Source: Cao et al., "OpenPose", arXiv 1812.08008 (joints, limbs, colours); Contr
 (limbs as ellipses at 60% brightness below full-brightness joint discs, on black, not anti-aliased).
 """
 
-import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -114,7 +113,7 @@ def draw_pose(people_xy: Joints, width: int, height: int) -> Image:
     for joint, colour in enumerate(COLOURS):
         for x, y in people_xy[:, joint]:
             if np.isfinite(x) and np.isfinite(y):
-                cv2.circle(canvas, _fixed((x, y)), round(radius * 2**_SHIFT), colour, -1, cv2.LINE_8, _SHIFT)
+                cv2.circle(canvas, fixed_point((x, y)), round(radius * 2**_SHIFT), colour, -1, cv2.LINE_8, _SHIFT)
     return canvas
 
 
@@ -125,8 +124,8 @@ def _checked(people_xy: Joints) -> Joints:
     return people_xy
 
 
-def _fixed(xy: Sequence[float]) -> tuple[int, int]:
-    """OpenCV's fixed-point coordinates, whose origin is the centre of the first pixel; far-off points are brought near."""
+def fixed_point(xy: Sequence[float] | Joints) -> tuple[int, int]:
+    """A place in OpenCV's fixed-point coordinates, whose origin is the centre of the first pixel; far-off points are brought near."""
     x, y = (round((min(max(v, -1e5), 1e5) - 0.5) * 2**_SHIFT) for v in xy)
     return x, y
 
@@ -209,33 +208,22 @@ def pck(wanted_xy: Joints, got_xy: Joints, fraction: float = 0.1) -> float:
     return float((distance <= fraction * height).mean())  # NaN compares as wrong
 
 
-def joints_from_openpose(text: str | bytes, width: int, height: int) -> tuple[Joints, tuple[float, float]]:
-    """People from OpenPose's JSON, and the canvas they stand on: (P, 18, 2) in its pixels, and its (width, height).
+# COCO's spread of human annotations for each joint, as a share of the person's size; the neck, which COCO has not, as the shoulders.
+_SPREADS = np.array([26, 79, 79, 72, 62, 79, 72, 62, 107, 87, 89, 107, 87, 89, 25, 25, 35, 35]) / 1000
 
-    `width` and `height` are the canvas where the file does not say. Accepts OpenPose's own files (`people[].pose_keypoints_2d`, COCO-18 or
-    BODY_25) and the web editors' (a list of them, with `canvas_width` and `canvas_height`, coordinates in pixels or 0 to 1). Confidence 0
-    means unseen.
 
-    Raises:
-        BadRequest: not such a file, or a number of values that is neither 18 × 3 nor 25 × 3.
+def oks(wanted_xy: Joints, got_xy: Joints) -> float:
+    """Object keypoint similarity of one person, 0 to 1, over the joints seen in `wanted_xy`: (18, 2) both.
+
+    The person's area is their joints' bounding box, for want of an outline. NaN is returned when no joint is wanted.
+
+    Source: COCO's keypoint evaluation (exp(−d² / 2s²k²) with k = 2σ), cocodataset.org.
     """
-    try:
-        root: Any = json.loads(text)
-        root = root[0] if isinstance(root, list) else root
-        rows = [np.array(person["pose_keypoints_2d"], np.float64).reshape(-1, 3) for person in root["people"]]
-        canvas = (float(root.get("canvas_width", width)), float(root.get("canvas_height", height)))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError) as error:
-        raise BadRequest(
-            f"not an OpenPose file ({type(error).__name__}): expected people[].pose_keypoints_2d as x, y, confidence"
-        ) from None
-    people_xy = np.full((len(rows), len(JOINTS), 2), np.nan)
-    if not all(1 <= side <= 1e5 for side in canvas):
-        raise BadRequest(f"an OpenPose canvas of {canvas[0]:g} × {canvas[1]:g}: sides of 1 to 100000 are accepted")
-    for person, row in enumerate(rows):
-        if len(row) not in (18, 25):
-            raise BadRequest(f"a pose with {len(row)} joints: OpenPose's COCO (18) and BODY_25 (25) are known")
-        row = row[list(BODY_25)] if len(row) == 25 else row
-        seen = (row[:, 2] > 0) & np.isfinite(row).all(axis=1)
-        fractions = seen.any() and row[seen, :2].max() <= 1
-        people_xy[person, seen] = row[seen, :2] * (canvas if fractions else (1, 1))
-    return people_xy, canvas
+    seen = np.isfinite(wanted_xy).all(axis=1)
+    if not seen.any():
+        return float("nan")
+    extent = np.ptp(wanted_xy[seen], axis=0)
+    area = max(float(extent[0] * extent[1]), 1.0)
+    squared = ((wanted_xy - got_xy)[seen] ** 2).sum(axis=1)
+    similarity = np.exp(-squared / (2 * area * (2 * _SPREADS[seen]) ** 2))
+    return float(np.where(np.isfinite(similarity), similarity, 0).mean())

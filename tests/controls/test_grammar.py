@@ -38,7 +38,7 @@ def test_settings_have_their_types_so_that_equal_requests_hash_alike() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("cany=photo.jpg", "unknown control 'cany': did you mean 'canny'? known are canny, depth, pose"),
+        ("cany=photo.jpg", "unknown control 'cany': did you mean 'canny'? known are blur, canny, colour_grid, "),
         ("canny=a.png,wieght=1", "unknown canny key 'wieght': did you mean 'weight'?"),
         ("depth=a.png,low=3", "unknown depth key 'low'"),
         ("canny=a,b.png", "a file name with a comma needs quotes"),

@@ -1,12 +1,10 @@
 """The pose map against the joints it was drawn from, OpenPose's own conventions, and PCK's closed form."""
 
-import json
-
 import numpy as np
 import pytest
 
 from core.errors import BadRequest
-from core.skeleton import BODY_25, COLOURS, JOINTS, LIMB_JOINTS, LIMBS, Joints, detect_joints, draw_pose, joints_from_openpose, pck
+from core.skeleton import BODY_25, COLOURS, JOINTS, LIMB_JOINTS, LIMBS, Joints, detect_joints, draw_pose, oks, pck
 
 
 def standing(scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Joints:
@@ -94,40 +92,13 @@ def test_pck_counts_limb_joints_within_a_tenth_of_the_height() -> None:
     assert np.isnan(pck(np.full((18, 2), np.nan), wanted))
 
 
-def openpose(row: Joints, **canvas: int) -> str:
-    flat = np.concatenate([np.nan_to_num(row), np.isfinite(row[:, :1])], axis=1).ravel().tolist()
-    return json.dumps({"people": [{"pose_keypoints_2d": flat}], **canvas})
-
-
-def test_openpose_files_in_pixels_fractions_and_body_25() -> None:
-    people = standing()
-    people[0, 17] = np.nan
-    found, canvas = joints_from_openpose(openpose(people[0], canvas_width=200, canvas_height=150), 256, 128)
-    np.testing.assert_allclose(found, people)
-    assert canvas == (200, 150)
-    found, canvas = joints_from_openpose(openpose(people[0] / 128, canvas_width=256, canvas_height=512), 64, 64)
-    np.testing.assert_allclose(found, people * [2, 4])
-    body_25 = np.full((25, 2), np.nan)
-    body_25[list(BODY_25)] = people[0]
-    body_25[8] = (64, 70)  # the middle of the hips, which COCO has not
-    found, canvas = joints_from_openpose(openpose(body_25), 128, 96)
-    np.testing.assert_allclose(found, people)
-    assert canvas == (128, 96)
-    assert joints_from_openpose(f"[{openpose(people[0])}]", 128, 128)[0].shape == (1, 18, 2)
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        '{"people": [], "canvas_width": -1}',
-        "",
-        "[]",
-        "{}",
-        "null",
-        '{"people": [{"pose_keypoints_2d": [1, 2]}]}',
-        '{"people": [{"pose_keypoints_2d": [1, 2, 3]}]}',
-    ],
-)
-def test_other_files_are_refused(text: str) -> None:
-    with pytest.raises(BadRequest):
-        joints_from_openpose(text, 64, 64)
+def test_oks_is_cocos_formula() -> None:
+    wanted = standing()[0]
+    assert oks(wanted, wanted) == 1.0
+    moved = wanted.copy()
+    moved[0] += (3, 4)  # the nose by 5 pixels
+    area = np.prod(np.ptp(wanted, axis=0))
+    assert oks(wanted, moved) == pytest.approx((17 + np.exp(-25 / (2 * area * (2 * 0.026) ** 2))) / 18)
+    moved[0] = np.nan  # not found counts as infinitely far
+    assert oks(wanted, moved) == pytest.approx(17 / 18)
+    assert np.isnan(oks(np.full((18, 2), np.nan), wanted))

@@ -1,0 +1,87 @@
+"""Segmentation: what every pixel shows (sky, grass, person, …), in the ADE20K palette that published ControlNets read.
+
+Source: Zhou et al., "Scene parsing through ADE20K dataset", CVPR 2017; ControlNet 1.1, control_v11p_sd15_seg (ADE20K and COCO colours).
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from controls import estimators
+from controls.metrics import classes
+from controls.mistakes import PICTURE
+from controls.palettes import ADE20K, COCO, nearest
+from core.control import Control, Image, Score, Weights
+from core.request import Frozen
+
+
+class Params(Frozen):
+    """Which network says what is where."""
+
+    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("segmentation"))
+
+
+def available(params: Params | None = None) -> bool:
+    """Whether a segmentation network is named or installed; none is embedded."""
+    return estimators.installed("segmentation", params.estimator if params else "")
+
+
+def extract(image_HWC: Image, params: Params) -> Image:
+    """The classes of a picture in their palette's colours: RGB uint8 HWC in and out; COCO's for a network of 133 classes, else ADE20K's.
+
+    Raises:
+        BadRequest: no network is named.
+    """
+    return _painted(estimators.need("segmentation", params.estimator), image_HWC)
+
+
+def _painted(estimate: estimators.Estimate, image_HWC: Image) -> Image:
+    palette = COCO if getattr(estimate, "classes", 0) == len(COCO) else ADE20K
+    map_HWC: Image = palette[estimate(image_HWC) % len(palette)]
+    return map_HWC
+
+
+def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score | None:
+    """Mean IoU of the classes found in the picture; None unless the network is loaded."""
+    estimate = estimators.at_hand("segmentation", params.estimator if params else "")
+    return None if estimate is None else compare_maps(wanted_HWC, _painted(estimate, got_HWC))
+
+
+def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score:
+    """Mean IoU over the colours of either map."""
+    return classes(_keys(wanted_HWC), _keys(got_HWC))
+
+
+def _keys(map_HWC: Image) -> NDArray[np.int32]:
+    keys_HW: NDArray[np.int32] = (map_HWC[..., 0].astype(np.int32) << 16) | (map_HWC[..., 1].astype(np.int32) << 8) | map_HWC[..., 2]
+    return keys_HW
+
+
+def looks_finished(image_HWC: Image) -> bool:
+    """Whether nearly all pixels have colours of the ADE20K palette, or of COCO's, and there are few of them."""
+    colours, counts = np.unique(_keys(image_HWC[::2, ::2]), return_counts=True)
+    common = colours[counts > 0.002 * counts.sum()]
+    if len(common) == 0 or len(common) > 64 or not image_HWC.any():
+        return False
+    known = [nearest(np.stack([common >> 16 & 255, common >> 8 & 255, common & 255], axis=1), palette) for palette in (ADE20K, COCO)]
+    share: float = max(float(counts[counts > 0.002 * counts.sum()][near <= 3].sum()) for near in known) / counts.sum()
+    return bool(share > 0.9)
+
+
+def mistake(image_HWC: Image) -> str | None:
+    """What is wrong with a segmentation map: its colours are none of the palette's."""
+    return None if looks_finished(image_HWC) or not image_HWC.any() else f"has colours that ADE20K and COCO do not know, or {PICTURE}"
+
+
+CONTROL = Control(
+    name="segmentation",
+    params=Params,
+    extract=extract,
+    compare=compare,
+    compare_maps=compare_maps,
+    weights={"sd": Weights("lllyasviel/control_v11p_sd15_seg")},
+    resample="nearest",
+    available=available,
+    looks_finished=looks_finished,
+    mistake=mistake,
+)
