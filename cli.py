@@ -27,8 +27,11 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent
 DEFAULT = RenderRequest()
-SAMPLERS = "euler, euler_ancestral, heun, ddim or dpmpp_2m"
-SCHEDULES = "uniform, leading, trailing, karras or exponential"
+SAMPLERS = (
+    "euler, euler_ancestral, heun, dpm2, dpm2_ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, unipc, deis, "
+    "ddim, ddpm, pndm, lcm or tcd"
+)
+SCHEDULES = "uniform, leading, trailing, sgm_uniform, simple, beta, karras, exponential or polyexponential"
 
 app = typer.Typer(
     name="limn",

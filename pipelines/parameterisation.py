@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.flow import flow_range, is_flow
 
 Scalar: TypeAlias = float | Tensor
 PathKind = Literal["vp", "ve", "flow"]
@@ -34,12 +35,15 @@ SMALLEST_ALPHA_CUMPROD = 2.0**-24
 class Path:
     """α and σ over the training timesteps: `first` … `first` + T − 1, which is 0 … T−1, and 1 … T on the flow path.
 
-    alphas_T, sigmas_T: float64 on the CPU, one entry per timestep.
+    alphas_T, sigmas_T: float64 on the CPU, one entry per timestep; lowest, highest: on the flow path, the σ that schedules are spaced
+    between before they are shifted (elsewhere the table's ends).
     """
 
     kind: PathKind
     alphas_T: Tensor
     sigmas_T: Tensor
+    lowest: float = 0.0
+    highest: float = 1.0
 
     @staticmethod
     def vp(alphas_cumprod_T: Tensor) -> "Path":
@@ -54,19 +58,27 @@ class Path:
         return Path("ve", torch.ones_like(sigmas_T), sigmas_T)
 
     @staticmethod
-    def flow(length: int = 1000) -> "Path":
+    def flow(length: int = 1000, *, lowest: float | None = None, highest: float = 1.0) -> "Path":
         """The straight path between picture and noise. Source: Liu et al., Flow Straight and Fast, 2022."""
         sigmas_T = torch.arange(1, length + 1, dtype=torch.float64) / length
-        return Path("flow", 1.0 - sigmas_T, sigmas_T)
+        return Path("flow", 1.0 - sigmas_T, sigmas_T, 1.0 / length if lowest is None else lowest, highest)
 
     @staticmethod
     def from_scheduler_config(config: Mapping[str, Any]) -> "Path":
-        """The VP path that a diffusers `scheduler_config.json` describes.
+        """The VP or flow path that a diffusers `scheduler_config.json` describes.
+
+        What the config says of spacing (timestep_spacing, use_karras_sigmas, shift, …) is no part of the path: see `make_times`.
 
         Raises:
-            BadModel: the beta schedule is not one that published checkpoints use.
+            BadModel: the beta schedule is not one that published checkpoints use, or the flow's time runs the other way.
         """
-        return Path.vp(alphas_cumprod(config))
+        if not is_flow(config):
+            return Path.vp(alphas_cumprod(config))
+        if config.get("invert_sigmas"):
+            raise BadModel("scheduler invert_sigmas = true: this flow counts time from noise to picture, which no family here does")
+        length = int(config.get("num_train_timesteps", 1000))
+        lowest, highest = flow_range(config, length)
+        return Path.flow(length, lowest=lowest, highest=highest)
 
     def __len__(self) -> int:
         return len(self.alphas_T)

@@ -1,172 +1,265 @@
-"""Samplers and schedules against diffusers' schedulers on a synthetic network, and against the closed form of Gaussian data."""
+"""Samplers against diffusers' schedulers on a synthetic network: same timesteps, same end.
 
+Tolerance: their σ are float32 and they scale x by up to 14.6, so rounding of some 1e-6 a step on values of a few units, 1e-4 over 20
+steps. Where a case is missing or says otherwise, diffusers differs, and the case says why.
+"""
+
+import importlib
+import itertools
 import math
-from collections.abc import Callable
+import sys
+from types import ModuleType
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
 
 from core.errors import BadRequest
-from pipelines.parameterisation import Output, Parameterisation, Path
-from pipelines.samplers import SAMPLERS, Sampler, ddim, euler_ancestral, get
-from pipelines.schedules import SCHEDULES, Grid, Times, make_times
+from pipelines import samplers
+from pipelines.flow import flow_shift
+from pipelines.parameterisation import Output, Path
+from pipelines.samplers.consistency import tcd
+from pipelines.samplers.ddim import ddim, ddpm
+from pipelines.samplers.euler import euler_ancestral
+from pipelines.schedules import Grid, Times, make_times
+from tests.pipelines.oracles import PREDICTION, SD, SHAPE, model_of, network, ours, theirs
 
 # diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
 
-SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-PREDICTION: dict[Output, str] = {"epsilon": "epsilon", "v": "v_prediction"}
-SHAPE = (1, 4, 8, 8)
-
-
-def network(x: Tensor, t: Tensor) -> Tensor:
-    """A smooth nonlinear stand-in that depends on x and t and is bounded as real networks are."""
-    return torch.tanh(0.7 * x + 0.3 * torch.roll(x, 1, dims=-1)) + 0.2 * torch.sin(t / 300.0)
-
-
-def ours(sampler: str, schedule: str, output: Output, config: dict[str, Any], steps: int) -> Tensor:
-    path = Path.from_scheduler_config(config)
-    end_on_first = not config.get("set_alpha_to_one", True)
-    spec = get(sampler)
-    times = make_times(path, schedule, steps, spec.grid, steps_offset=config.get("steps_offset", 0), end_on_first=end_on_first)
-    generator = torch.Generator().manual_seed(3)
-
-    def model(x: Tensor, i: int) -> Tensor:
-        out = network(x, torch.tensor(times.timesteps[i]))
-        return Parameterisation(output).denoised(x, out, times.alphas[i], times.sigmas[i])
-
-    def noise() -> Tensor:
-        return torch.randn(SHAPE, generator=generator)
-
-    return spec.run(model, noise() * times.initial, times, lambda i, denoised: None, noise)
+TABLE = ("uniform", "leading", "trailing")
+CURVES = ("karras", "exponential")
+EVERY = (*TABLE, *CURVES)
+CLASSES: dict[str, tuple[str, dict[str, Any]]] = {
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {}),
+    "dpm2": ("KDPM2DiscreteScheduler", {}),
+    "dpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {}),
+    "dpmpp_2m": ("DPMSolverMultistepScheduler", {}),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "dpmpp_3m_sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++", "solver_order": 3}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "ddim": ("DDIMScheduler", {"clip_sample": False, "set_alpha_to_one": True}),
+    "ddpm": ("DDPMScheduler", {"clip_sample": False}),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True, "set_alpha_to_one": True}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+}
+# DEIS and TCD end on the table's first entry over there, whatever the checkpoint says.
+ENDS_ON_FIRST = ("deis", "tcd")
 
 
-def theirs(scheduler: Any, steps: int) -> Tensor:
-    scheduler.set_timesteps(steps)
-    generator = torch.Generator().manual_seed(3)
-    x = torch.randn(SHAPE, generator=generator) * scheduler.init_noise_sigma
-    extra = {"generator": generator} if "Ancestral" in type(scheduler).__name__ else {}
-    for t in scheduler.timesteps:
-        out = network(scheduler.scale_model_input(x, t), t)
-        x = scheduler.step(out, t, x, **extra).prev_sample
-    assert isinstance(x, Tensor)
-    return x
+def scheduler(name: str, schedule: str, output: Output, steps: int, **config: Any) -> Any:
+    class_name, options = CLASSES[name]
+    if schedule in CURVES:
+        options = {**options, f"use_{schedule}_sigmas": True}
+    elif name not in ("lcm", "tcd"):
+        options = {**options, "timestep_spacing": {"uniform": "linspace"}.get(schedule, schedule)}
+    made = getattr(diffusers, class_name)(**SD, **{**options, **config}, prediction_type=PREDICTION[output])
+    made.set_timesteps(steps)
+    return made
 
 
-def scheduler(sampler: str, schedule: str, output: Output, config: dict[str, Any]) -> Any:
-    import diffusers
-
-    name = {
-        "euler": "EulerDiscreteScheduler",
-        "euler_ancestral": "EulerAncestralDiscreteScheduler",
-        "heun": "HeunDiscreteScheduler",
-        "ddim": "DDIMScheduler",
-        "dpmpp_2m": "DPMSolverMultistepScheduler",
-    }[sampler]
-    options: dict[str, Any] = dict(config, prediction_type=PREDICTION[output])
-    if schedule in ("karras", "exponential"):
-        options[f"use_{schedule}_sigmas"] = True
-    else:
-        options["timestep_spacing"] = {"uniform": "linspace"}.get(schedule, schedule)
-    if sampler == "ddim":
-        options["clip_sample"] = False
-    else:
-        options.pop("set_alpha_to_one", None)
-    return getattr(diffusers, name)(**options)
+def times_of(name: str, schedule: str, steps: int, **config: Any) -> Times:
+    sampler, path = samplers.get(name), Path.from_scheduler_config({**SD, **config})
+    times = make_times(path, schedule, steps, sampler.grid, steps_offset=1)
+    return times.ending_on_first() if name in ENDS_ON_FIRST else times
 
 
 CASES = [
-    *((sampler, schedule) for sampler in ("euler", "heun") for schedule in SCHEDULES),
-    *(("dpmpp_2m", schedule) for schedule in SCHEDULES if schedule != "exponential"),  # cut to whole timesteps there: see below
-    *(("euler_ancestral", schedule) for schedule in ("uniform", "leading", "trailing")),
-    # DDIM over there has no curves, and with linspace it steps to t − T // N instead of the next timestep of its own list.
-    *(("ddim", schedule) for schedule in ("leading", "trailing")),
+    *((name, schedule) for name in ("euler", "heun") for schedule in EVERY),
+    # diffusers rounds the karras timesteps of KDPM2 to whole ones.
+    *((name, schedule) for name in ("dpm2", "dpm2_ancestral") for schedule in (*TABLE, "exponential")),
+    # exponential is cut to whole timesteps there: see below.
+    *((name, schedule) for name in ("dpmpp_2m", "dpmpp_2m_sde", "unipc", "deis") for schedule in (*TABLE, "karras")),
+    *(("euler_ancestral", schedule) for schedule in TABLE),
+    # DDIM, DDPM and PNDM over there have no curves, and with linspace they step to t − T // N instead of the next of their own list;
+    # so do the last two with trailing at step counts that do not divide T, and leading ends at t − T // N = −49 + 1.
+    *((name, schedule) for name in ("ddim", "ddpm", "pndm") for schedule in ("leading", "trailing")),
+    ("lcm", "trailing"),
+    ("tcd", "trailing"),
+]
+# PNDM over there mixes v-predictions of several points as if they were ε, and turns the mixture into ε with the last point's α and σ.
+OUTPUTS: dict[str, tuple[Output, ...]] = {"pndm": ("epsilon",)}
+
+
+@pytest.mark.parametrize(
+    ("name", "schedule", "output"), [(*case, output) for case in CASES for output in OUTPUTS.get(case[0], ("epsilon", "v"))]
+)
+def test_samplers_are_diffusers_schedulers(name: str, schedule: str, output: Output) -> None:
+    reference, times = scheduler(name, schedule, output, 20), times_of(name, schedule, 20)
+    if name not in ("pndm", "heun", "dpm2_ancestral"):  # which are told of every call there
+        assert list(times.timesteps) == pytest.approx(reference.timesteps.tolist(), abs=2e-2)
+    torch.testing.assert_close(ours(samplers.get(name).run, times, output), theirs(reference), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 5, 10, 25])
+@pytest.mark.parametrize("name", [name for name in CLASSES if name not in ("dpmpp_3m_sde", "dpm2_ancestral")])
+def test_any_number_of_steps(name: str, steps: int) -> None:
+    if steps == 1 and name == "dpm2":
+        pytest.skip("diffusers has no single step of it")
+    schedule = "leading" if name in ("ddim", "ddpm", "pndm") else "trailing"  # a single linspace step stands on timestep 0 over there
+    output: Output = "epsilon" if name == "pndm" else "v"
+    expected = theirs(scheduler(name, schedule, output, steps))
+    torch.testing.assert_close(ours(samplers.get(name).run, times_of(name, schedule, steps), output), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 4])
+def test_3m_sde_is_diffusers_while_no_third_order_is_used(steps: int) -> None:
+    expected = theirs(scheduler("dpmpp_3m_sde", "trailing", "v", steps))
+    got = ours(samplers.get("dpmpp_3m_sde").run, times_of("dpmpp_3m_sde", "trailing", steps), "v")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_3m_sde_is_k_diffusions_update() -> None:
+    """The published update in its own variable σ/α, for diffusers' third order has a sign of its own (see `dpmpp_3m_sde`)."""
+    times = times_of("dpmpp_3m_sde", "karras", 20)
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    start, draws = x, [torch.randn(SHAPE, generator=generator, dtype=torch.float64) for _ in range(20)]
+
+    def model(x: Tensor, i: int) -> Tensor:
+        return 0.5 * torch.tanh(x) + 0.1 * math.sin(times.timesteps[i] / 300.0)
+
+    k, seen = x / times.alphas[0], []
+    for i in range(20):
+        denoised = model(k * times.alphas[i], i)
+        if i == 19:
+            k = denoised
+            break
+        h = math.log(times.levels[i] / times.levels[i + 1])
+        two_h, e = 2.0 * h, math.exp(-2.0 * h)
+        k = e * k + (1.0 - e) * denoised
+        phi_2 = (e - 1.0) / two_h + 1.0
+        if len(seen) == 1:
+            k = k + phi_2 * (denoised - seen[0][0]) * (h / seen[0][1])
+        elif len(seen) > 1:
+            (near, h_near), (far, h_far) = seen[-1], seen[-2]
+            r_0, r_1 = h_near / h, h_far / h
+            d_0, d_1 = (denoised - near) / r_0, (near - far) / r_1
+            first = d_0 + (d_0 - d_1) * r_0 / (r_0 + r_1)
+            k = k + phi_2 * first - (phi_2 / two_h - 0.5) * (d_0 - d_1) / (r_0 + r_1)
+        k = k + draws[i] * times.levels[i + 1] * math.sqrt(1.0 - e)
+        seen.append((denoised, h))
+    left = iter(draws)
+
+    got = samplers.get("dpmpp_3m_sde").run(model, start, times, lambda i, denoised: None, lambda: next(left))
+    # k-diffusion's second step uses φ_2 where diffusers and we use ½(1 − e^−2h): the same to second order.
+    torch.testing.assert_close(got, k, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "exponential"])
+def test_dpmpp_sde_is_diffusers_with_its_brownian_tree_replaced(schedule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their scheduler needs torchsde for its tree alone, so an empty module will do; its noises are given to it as ours tie them."""
+    monkeypatch.setitem(sys.modules, "torchsde", ModuleType("torchsde"))
+    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
+    curve = {"use_exponential_sigmas": True} if schedule == "exponential" else {"timestep_spacing": "linspace"}
+    reference = module.DPMSolverSDEScheduler(**SD, **curve)
+    reference.set_timesteps(20)
+    times = times_of("dpmpp_sde", schedule, 20)
+    assert list(times.timesteps) == pytest.approx(reference.timesteps.tolist(), abs=2e-2)
+    generator = torch.Generator().manual_seed(3)
+    start = torch.randn(SHAPE, generator=generator)
+    draws: list[Tensor] = []
+
+    stages = itertools.cycle(("midway", "end"))
+
+    def paired(level: Tensor, level_s: Tensor) -> Tensor:
+        if next(stages) == "midway":
+            draws.extend(torch.randn(SHAPE, generator=generator) for _ in range(2))
+            return draws[-2]
+        half = float((level_s / level).sqrt())  # ρ of half a step
+        first, second = draws[-2:]
+        return (half * math.sqrt(1 - half**2) * first + math.sqrt(1 - half**2) * second) / math.sqrt(1 - half**4)
+
+    x = start * reference.init_noise_sigma
+    reference.noise_sampler = paired
+    for t in reference.timesteps:
+        x = reference.step(network(reference.scale_model_input(x, t), t), t, x).prev_sample
+    left = iter([start, *draws])
+    model = model_of(times, "epsilon")
+    got = samplers.get("dpmpp_sde").run(model, next(left) * times.initial, times, lambda i, denoised: None, lambda: next(left))
+    torch.testing.assert_close(got, x, rtol=1e-4, atol=1e-4)
+
+
+FLOW: list[tuple[str, str, str, dict[str, Any]]] = [
+    ("euler", "uniform", "FlowMatchEulerDiscreteScheduler", {"shift": 3.0}),
+    ("heun", "uniform", "FlowMatchHeunDiscreteScheduler", {"shift": 3.0}),
+    ("lcm", "uniform", "FlowMatchLCMScheduler", {"shift": 3.0}),
+    ("dpmpp_2m", "trailing", "DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}),
+    ("dpmpp_2m_sde", "trailing", "DPMSolverMultistepScheduler", {"use_flow_sigmas": True, "algorithm_type": "sde-dpmsolver++"}),
+    ("unipc", "sgm_uniform", "UniPCMultistepScheduler", {"use_flow_sigmas": True, "flow_shift": 3.0}),
 ]
 
 
-@pytest.mark.parametrize("output", PREDICTION)
-@pytest.mark.parametrize(("sampler", "schedule"), CASES)
-def test_samplers_are_diffusers_schedulers(sampler: str, schedule: str, output: Output) -> None:
-    # Their σ are float32 and they scale x by up to 14.6, so rounding of some 1e-6 a step on values of a few units: 1e-4 over 20 steps.
-    expected = theirs(scheduler(sampler, schedule, output, SD), 20)
-    torch.testing.assert_close(ours(sampler, schedule, output, SD, 20), expected, rtol=0, atol=1e-4)
+@pytest.mark.parametrize(("name", "schedule", "class_name", "config"), FLOW)
+@pytest.mark.parametrize("steps", [1, 8, 20])
+def test_flow_samplers_are_diffusers(name: str, schedule: str, class_name: str, config: dict[str, Any], steps: int) -> None:
+    prediction = {"prediction_type": "flow_prediction"} if "use_flow_sigmas" in config else {}
+    reference = getattr(diffusers, class_name)(**config, **prediction)
+    reference.set_timesteps(steps)
+    described = {**reference.config, "_class_name": class_name}
+    path, sampler = Path.from_scheduler_config(described), samplers.get(name)
+    times = make_times(path, schedule, steps, sampler.grid, shift=flow_shift(described, 1024))
+    got = ours(sampler.run, times, "flow")
+    # UniPC's first σ is 1 − 1e-6 over there, which cut down to a whole timestep is 999; ours is 1000.
+    atol = 1e-3 if name == "unipc" and steps == 1 else 1e-4
+    torch.testing.assert_close(got, theirs(reference), rtol=1e-4, atol=atol)
 
 
-def test_exponential_dpmpp_2m_has_diffusers_levels_and_the_nearest_timesteps() -> None:
-    reference = scheduler("dpmpp_2m", "exponential", "epsilon", SD)
-    reference.set_timesteps(20)
-    times = make_times(Path.from_scheduler_config(SD), "exponential", 20, get("dpmpp_2m").grid)
-    assert list(times.levels) == pytest.approx(reference.sigmas.tolist(), rel=1e-5)
-    # Theirs are truncated, so that the highest level is told as 998; ours are rounded.
-    assert times.timesteps[0] == 999.0
-    assert all(0 <= t - cut <= 1 for t, cut in zip(times.timesteps, reference.timesteps.tolist(), strict=True))
+@pytest.mark.parametrize("gamma", [0.0, 0.3, 1.0])
+def test_tcd_gamma_is_diffusers_eta(gamma: float) -> None:
+    got = ours(tcd, times_of("tcd", "trailing", 8), "epsilon", gamma=gamma)
+    torch.testing.assert_close(got, theirs(scheduler("tcd", "trailing", "epsilon", 8), eta=gamma), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("steps", [1, 2, 5, 14, 15, 40])
-@pytest.mark.parametrize("sampler", ["ddim", "dpmpp_2m", "euler"])
-def test_any_number_of_steps(sampler: str, steps: int) -> None:
-    schedule = "leading" if sampler == "ddim" else "trailing"
-    expected = theirs(scheduler(sampler, schedule, "v", SD), steps)
-    torch.testing.assert_close(ours(sampler, schedule, "v", SD, steps), expected, rtol=0, atol=1e-4)
+@pytest.mark.parametrize("eta", [0.0, 0.6, 1.0])
+def test_ddim_eta_is_diffusers(eta: float) -> None:
+    got = ours(ddim, times_of("ddim", "leading", 10), "epsilon", eta=eta)
+    torch.testing.assert_close(got, theirs(scheduler("ddim", "leading", "epsilon", 10), eta=eta), rtol=1e-4, atol=1e-4)
+
+
+def test_ddpm_with_the_large_variance_is_diffusers() -> None:
+    # Theirs leaves out the last noise at timestep 0 alone, so the offset must be 0; the algorithm leaves it out at the last step.
+    reference = diffusers.DDPMScheduler(
+        **{**SD, "steps_offset": 0}, clip_sample=False, timestep_spacing="leading", variance_type="fixed_large"
+    )
+    reference.set_timesteps(10)
+    times = make_times(Path.from_scheduler_config(SD), "leading", 10, samplers.get("ddpm").grid)
+    got = ours(ddpm, times, "epsilon", variance="large")
+    torch.testing.assert_close(got, theirs(reference), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", ["leading", "trailing"])
-def test_ddim_ends_on_the_first_table_entry_where_the_checkpoint_says_so(schedule: str) -> None:
-    config = dict(SD, set_alpha_to_one=False)
-    expected = theirs(scheduler("ddim", schedule, "epsilon", config), 20)
-    torch.testing.assert_close(ours("ddim", schedule, "epsilon", config, 20), expected, rtol=0, atol=1e-4)
-    to_the_end = ours("ddim", schedule, "epsilon", SD, 20)
-    assert (to_the_end - expected).abs().max() > 1e-3
+@pytest.mark.parametrize("name", ["ddim", "pndm"])
+def test_samplers_on_the_table_end_on_its_first_entry_where_the_checkpoint_says_so(name: str, schedule: str) -> None:
+    sampler = samplers.get(name)
+    times = make_times(Path.from_scheduler_config(SD), schedule, 20, sampler.grid, steps_offset=1, end_on_first=True)
+    expected = theirs(scheduler(name, schedule, "epsilon", 20, set_alpha_to_one=False))
+    got = ours(sampler.run, times, "epsilon")
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+    assert (ours(sampler.run, times_of(name, schedule, 20), "epsilon") - expected).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("sampler", ["euler", "euler_ancestral", "ddim", "dpmpp_2m"])
-def test_zero_terminal_snr(sampler: str) -> None:
-    config = dict(SD, rescale_betas_zero_snr=True)
-    expected = theirs(scheduler(sampler, "trailing", "v", config), 20)
-    got = ours(sampler, "trailing", "v", config, 20)
+@pytest.mark.parametrize("name", ["euler", "euler_ancestral", "ddim", "dpmpp_2m", "dpmpp_2m_sde", "unipc"])
+def test_zero_terminal_snr(name: str) -> None:
+    config = {"rescale_betas_zero_snr": True}
+    expected = theirs(scheduler(name, "trailing", "v", 20, **config))
+    got = ours(samplers.get(name).run, times_of(name, "trailing", 20, **config), "v")
     # Their first σ is 4096 in float32, and the ancestral step takes differences of its square: 5e-4.
     torch.testing.assert_close(got, expected, rtol=0, atol=5e-4)
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_zero_terminal_snr_is_finite_everywhere(sampler: str, schedule: str) -> None:
-    assert ours(sampler, schedule, "v", dict(SD, rescale_betas_zero_snr=True), 12).isfinite().all()
-
-
-def gaussian(path: Path, spec: Sampler, steps: int, schedule: str, deviation: float = 0.5) -> tuple[Tensor, Tensor]:
-    """The sampler's end and the exact end of the probability flow for data ~ N(0, deviation²), in float64.
-
-    The best x̂_0 is x·α·s²/(α²s² + σ²), and along the flow x stays proportional to √(α²s² + σ²).
-    """
-    times = make_times(path, schedule, steps, spec.grid)
-    x = torch.linspace(-1.0, 1.0, 9, dtype=torch.float64) * math.hypot(times.alphas[0] * deviation, times.sigmas[0])
-    exact = x * deviation / math.hypot(times.alphas[0] * deviation, times.sigmas[0])
-
-    def model(x: Tensor, i: int) -> Tensor:
-        alpha, sigma = times.alphas[i], times.sigmas[i]
-        return x * (alpha * deviation**2 / ((alpha * deviation) ** 2 + sigma**2))
-
-    return spec.run(model, x, times, lambda i, denoised: None, lambda: torch.zeros_like(x)), exact
-
-
-@pytest.mark.parametrize(
-    ("kind", "path"),
-    [("vp", Path.from_scheduler_config(SD)), ("ve", Path.ve(torch.logspace(-2, 1.5, 1000))), ("flow", Path.flow(1000))],
-    ids=["vp", "ve", "flow"],
-)
-@pytest.mark.parametrize(("sampler", "order"), [("euler", 1), ("ddim", 1), ("heun", 2), ("dpmpp_2m", 2)])
-def test_errors_fall_at_the_published_order_on_every_path(sampler: str, order: int, kind: str, path: Path) -> None:
-    schedule = "uniform" if kind == "flow" else "karras"
-    errors = []
-    for steps in (25, 100):
-        got, exact = gaussian(path, get(sampler), steps, schedule)
-        errors.append(float((got - exact).abs().max()))
-    # Four times the steps: a factor 4 for first order, 16 for second; the last, first-order step and rounded timesteps take some of it.
-    assert errors[1] < errors[0] / (2.5 if order == 1 else 4.0)
-    assert errors[1] < (0.03 if order == 1 else 0.01)
+def test_exponential_dpmpp_2m_has_diffusers_levels_and_the_nearest_timesteps() -> None:
+    reference, times = scheduler("dpmpp_2m", "exponential", "epsilon", 20), times_of("dpmpp_2m", "exponential", 20)
+    assert list(times.levels) == pytest.approx(reference.sigmas.tolist(), rel=1e-5)
+    # Theirs are truncated, so that the highest level is told as 998; ours are rounded.
+    assert times.timesteps[0] == 999.0
+    assert all(0 <= t - cut <= 1 for t, cut in zip(times.timesteps, reference.timesteps.tolist(), strict=True))
 
 
 def test_ancestral_euler_is_ddim_with_eta_one() -> None:
@@ -178,96 +271,9 @@ def test_ancestral_euler_is_ddim_with_eta_one() -> None:
         level, level_s = sigma / alpha, sigma_s / alpha_s
         k_diffusion = alpha_s * math.sqrt(level_s**2 * (level**2 - level_s**2) / level**2)
         assert k_diffusion == pytest.approx(paper, abs=1e-12)
-    draws: list[int] = []
-
-    def run(algorithm: Callable[..., Tensor], **options: float) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-
-        def noise() -> Tensor:
-            draws.append(1)
-            return torch.randn(SHAPE, generator=generator)
-
-        return algorithm(lambda x, i: 0.1 * x, noise(), times, lambda i, denoised: None, noise, **options)
-
-    assert torch.equal(run(euler_ancestral), run(ddim, eta=1.0))
-    assert len(draws) == 2 * 11
+    assert torch.equal(ours(euler_ancestral, times, "epsilon"), ours(ddim, times, "epsilon", eta=1.0))
 
 
-def test_ddim_with_eta_is_diffusers() -> None:
-    import diffusers
-
-    reference = diffusers.DDIMScheduler(**SD, clip_sample=False, timestep_spacing="leading")
-    reference.set_timesteps(10)
-    spec = get("ddim")
-    times = make_times(Path.from_scheduler_config(SD), "leading", 10, spec.grid, steps_offset=1)
-    first, second = torch.Generator().manual_seed(7), torch.Generator().manual_seed(7)
-    x = torch.randn(SHAPE, generator=first)
-    for t in reference.timesteps:
-        x = reference.step(network(x, t), t, x, eta=0.6, generator=first).prev_sample
-
-    def model(x: Tensor, i: int) -> Tensor:
-        out = network(x, torch.tensor(times.timesteps[i]))
-        return Parameterisation("epsilon").denoised(x, out, times.alphas[i], times.sigmas[i])
-
-    def noise() -> Tensor:
-        return torch.randn(SHAPE, generator=second)
-
-    got = ddim(model, noise(), times, lambda i, denoised: None, noise, eta=0.6)
-    torch.testing.assert_close(got, x, rtol=0, atol=1e-4)
-
-
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_every_step_is_reported_once_and_an_exception_stops_the_loop(sampler: str) -> None:
-    spec = get(sampler)
-    times = make_times(Path.from_scheduler_config(SD), "uniform", 6, spec.grid)
-    seen: list[int] = []
-    calls: list[int] = []
-
-    def model(x: Tensor, i: int) -> Tensor:
-        calls.append(i)
-        return 0.5 * x
-
-    def on_step(i: int, denoised: Tensor) -> None:
-        seen.append(i)
-        if len(seen) == stop:
-            raise KeyboardInterrupt
-
-    stop = 100
-    spec.run(model, torch.ones(SHAPE), times, on_step, lambda: torch.zeros(SHAPE))
-    assert seen == list(range(6))
-    assert len(calls) == (11 if sampler == "heun" else 6)
-    seen, stop = [], 3
-    with pytest.raises(KeyboardInterrupt):
-        spec.run(model, torch.ones(SHAPE), times, on_step, lambda: torch.zeros(SHAPE))
-    assert seen == [0, 1, 2]
-
-
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("sampler", SAMPLERS)
-def test_times_fall_from_noise_to_picture(sampler: str, schedule: str) -> None:
-    times: Times = make_times(Path.from_scheduler_config(SD), schedule, 30, get(sampler).grid, steps_offset=1)
-    assert len(times) == 30
-    assert len(times.alphas) == len(times.sigmas) == len(times.levels) == 31
-    assert (times.alphas[-1], times.sigmas[-1], times.levels[-1]) == (1.0, 0.0, 0.0)
-    assert all(high > low for high, low in zip(times.levels, times.levels[1:], strict=False))
-    assert all(0 <= t <= 999 for t in times.timesteps)
-
-
-def test_one_step_starts_from_noise() -> None:
-    for sampler in SAMPLERS.values():
-        times = make_times(Path.from_scheduler_config(SD), "uniform", 1, sampler.grid)
-        assert times.timesteps == (999.0,)
-
-
-def test_bad_names_and_counts_are_refused() -> None:
-    path = Path.from_scheduler_config(SD)
+def test_an_unknown_sampler_names_the_nearest() -> None:
     with pytest.raises(BadRequest, match=r"unknown sampler 'euller': did you mean 'euler'\?"):
-        get("euller")
-    with pytest.raises(BadRequest, match=r"unknown schedule 'kerras': did you mean 'karras'\?"):
-        make_times(path, "kerras", 20, Grid())
-    with pytest.raises(BadRequest, match=r"steps = 1001: .* at most 1000"):
-        make_times(path, "uniform", 1001, Grid())
-    with pytest.raises(BadRequest, match=r"steps = 1000: .* at most 999"):
-        make_times(path, "uniform", 1000, get("dpmpp_2m").grid)
-    with pytest.raises(BadRequest, match=r"'leading' leaves the table"):
-        make_times(path, "leading", 1000, Grid(), steps_offset=1)
+        samplers.get("euller")
