@@ -11,10 +11,10 @@ r"""A1111's prompt syntax: what is encoded at which step, with which weight, and
     <lora:name:0.8>          pulled out; also <lora:name:text:network> and te=, unet=
     # ...                    a comment, to the end of its line
 
-Malformed text is no error, as in A1111: a round or square bracket that is never closed holds to the end, one that was never opened is text,
-and so is a schedule whose last field is no number. Four things differ, all deliberately. `[a:b:10]` changes after exactly ten steps, as A1111's
-manual says (its code compares a counter from zero with <=, so takes eleven). BREAK inside weighted brackets still breaks. A weight after
-the last colon (`ratio 16:9`) is read only where there is an AND. A lone | outside of brackets does not turn off the schedules elsewhere.
+Malformed text is no error, as in A1111: a round or square bracket that is never closed holds to the end, one that was never opened is
+text, and so is a schedule whose last field is no number. Four things differ, all deliberately. `[a:b:10]` changes after exactly ten steps,
+as A1111's manual says (its code compares a counter from zero with <=, so takes eleven). BREAK inside weighted brackets still breaks. A weight
+after the last colon (`ratio 16:9`) is read only where there is an AND. A lone | outside of brackets leaves the schedules elsewhere alone.
 
 Source: AUTOMATIC1111, stable-diffusion-webui wiki, Features: attention/emphasis, prompt editing, alternating words, composable diffusion.
 """
@@ -109,7 +109,8 @@ def parse(prompt: str, steps: int, *, composable: bool = True) -> Prompt:
     composable: whether AND composes; in a negative prompt it is a word like any other. A prompt of comments alone is the empty prompt.
 
     Raises:
-        BadRequest: a LoRA tag without a name or with a weight that is no number, a hypernetwork, a weight over 1000, brackets over 100 deep.
+        BadRequest: a LoRA tag without a name or with a weight that is no number, a hypernetwork, a weight over 1000, brackets over
+            100 deep.
     """
     text, loras = _pull_networks(strip_comments(prompt))
     texts = _AND.split(text) if composable else [text]
