@@ -83,6 +83,11 @@ class SteeredControlNet:
     hint_BCHW: Tensor
 
     @property
+    def network(self) -> nn.Module:
+        """The ControlNet, which reads the text as the UNet does."""
+        return self.loaded.net  # type: ignore[no-any-return]  # diffusers is untyped
+
+    @property
     def positive_only(self) -> bool:
         """Pooled ControlNets (shuffle) are made to steer the prompt's half of guidance alone."""
         return bool(self.loaded.net.config.global_pool_conditions)
@@ -127,7 +132,9 @@ class LoadedUnion(LoadedControlNet):
         index = UNION_TYPES.get(hint.kind, types)
         if index >= types:
             known = ", ".join(kind for kind, one in UNION_TYPES.items() if one < types)
-            raise Mismatch(f"control {hint.kind!r}: this union ControlNet has {types} types, made for {known}; use a ControlNet of that kind")
+            raise Mismatch(
+                f"control {hint.kind!r}: this union ControlNet has {types} types, made for {known}; use a ControlNet of that kind"
+            )
         type_1K = torch.zeros((1, types), device=self.place.device, dtype=self.place.dtype)
         type_1K[0, index] = 1.0
         return SteeredUnion(self, self.embed(hint_pixels(hint, UNION_HOLE)), index, type_1K)

@@ -82,7 +82,10 @@ class SteeredAdapter:
 
 def _features(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(channels, pixels to a cell) of the features that an adapter makes."""
-    kind, channels = str(config.get("adapter_type", "full_adapter")), [int(width) for width in config.get("channels", (320, 640, 1280, 1280))]
+    kind, channels = (
+        str(config.get("adapter_type", "full_adapter")),
+        [int(width) for width in config.get("channels", (320, 640, 1280, 1280))],
+    )
     cell = int(config.get("downscale_factor", 8))
     if kind == "full_adapter_xl":  # its third block alone shrinks
         return [(width, cell * (2 if i > 1 else 1)) for i, width in enumerate(channels)]
