@@ -1,0 +1,353 @@
+"""FLUX.1: a rectified flow over packed latents, read by T5's tokens and CLIP's pooled vector.
+
+Dev is told the guidance scale, schnell is not guided, and both may be guided by a second forward as well. Of the same family: the models
+with a map in channels of their own (Canny, Depth), and Fill, which is made for inpainting.
+Source: Black Forest Labs, flux, 2024; Rombach et al., 2022, for the latents; Esser et al., 2024, for the shift of the noise levels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from core.control import Image
+from core.errors import BadRequest, Mismatch
+from pipelines import vae
+from pipelines.checkpoint import Checkpoint, need
+from pipelines.clip import encode_t5, encode_windows
+from pipelines.family import Drawing, Family, Hint, Place, PreparedControl, Residuals, Shift, Text
+from pipelines.flow import flow_shift, flow_terminal
+from pipelines.images import picture_to_tensor
+from pipelines.kinds import wrong_kind
+from pipelines.parameterisation import Parameterisation, Path
+from pipelines.prompt import Wording, plain
+from pipelines.tokens import PATCH, over_blocks, pack, place_of, unpack
+
+# The mode of each kind in the published union ControlNets (InstantX, Shakker-Labs); 6 is "low quality", which no kind here is.
+MODES: Mapping[str, int] = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "recolour": 5}
+# What the tokens hold beside the latents: nothing, a map's latents, or the masked picture's latents and the mask.
+Extra = Literal["nothing", "map", "hole"]
+
+T5_TOKENS_GUIDED, T5_TOKENS = 512, 256  # dev and schnell, as published
+_WIDTHS = ("joint_attention_dim", "pooled_projection_dim")
+
+
+class Flux(Family):
+    """A loaded checkpoint; see `pipelines.family.Family`.
+
+    Residuals go to "blocks/N" and "single/N", N levels for the double and the single blocks; to "cyclic/N" where a ControlNet's levels are
+    dealt to the double blocks in turn; and to "channels", (B, C, H, W), for the models with channels of their own. Where nothing is said
+    there (outside a control's window or region) a map's channels are zeros.
+    """
+
+    name: ClassVar[str] = "flux"
+    title: ClassVar[str] = "FLUX.1"
+    weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    residuals_shared: ClassVar[bool] = True
+
+    def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
+        super().__init__(checkpoint, place)
+        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
+        self.text_encoder_2, self.tokenizer_2 = parts["text_encoder_2"], parts["tokenizer_2"]
+        self.path, self.parameterisation = Path.from_scheduler_config(scheduler), Parameterisation("flow")
+        self.guidance = "embedded" if self.transformer.config.guidance_embeds else "none"
+        self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.extra = _extra_channels(checkpoint, self.transformer.config, self.vae.config, self.cell_px)
+        self._scheduler = scheduler
+        self._positions = lru_cache(8)(self._new_positions)
+        self._nothing_told = lru_cache(2)(self._new_nothing_told)
+
+    @classmethod
+    def recognises(cls, checkpoint: Checkpoint) -> bool:
+        """A FluxTransformer2DModel."""
+        return checkpoint.classes.get("transformer") == "FluxTransformer2DModel"
+
+    @classmethod
+    def load(cls, checkpoint: Checkpoint, place: Place) -> "Flux":
+        """See `Family.load`."""
+        from diffusers import AutoencoderKL, FluxTransformer2DModel
+        from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+        need(checkpoint, (*cls.weight_parts, "tokenizer", "tokenizer_2", "scheduler"), cls.title)
+        parts = {
+            "transformer": checkpoint.network(FluxTransformer2DModel, "transformer", place),
+            "vae": checkpoint.network(AutoencoderKL, "vae", place),
+            "text_encoder": checkpoint.network(CLIPTextModel, "text_encoder", place),
+            "text_encoder_2": checkpoint.network(T5EncoderModel, "text_encoder_2", place),
+            "tokenizer": checkpoint.tokenizer(CLIPTokenizer, "tokenizer"),
+            "tokenizer_2": checkpoint.tokenizer(T5TokenizerFast, "tokenizer_2"),
+        }
+        _check_parts(checkpoint, parts)
+        return cls(checkpoint, place, parts, checkpoint.config("scheduler"))
+
+    @property
+    def defaults(self) -> Mapping[str, Any]:
+        """As the models' cards advise; a map or a hole in the channels wants more guidance."""
+        common = {"width": 1024, "height": 1024, "sampler": "euler", "schedule": "trailing"}
+        if self.guidance == "none":
+            return common | {"steps": 4, "guidance_scale": 1.0}
+        return common | {"steps": 28 if self.extra == "nothing" else 50, "guidance_scale": 3.5 if self.extra == "nothing" else 30.0}
+
+    def networks(self) -> Mapping[str, nn.Module]:
+        """See `Family.networks`."""
+        return {part: getattr(self, part) for part in self.weight_parts}
+
+    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
+        """(C, H, W) of the latents of a picture of this size in pixels.
+
+        Raises:
+            BadRequest: the latents cannot be cut into patches.
+        """
+        side = self.cell_px * PATCH
+        if width % side or height % side:
+            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {side} pixels; give such a size")
+        return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
+
+    def shift(self, width: int, height: int) -> Shift:
+        """The more tokens, the further towards noise, where the checkpoint shifts dynamically (dev)."""
+        tokens = (height // (self.cell_px * PATCH)) * (width // (self.cell_px * PATCH))
+        return Shift(flow_shift(self._scheduler, tokens), flow_terminal(self._scheduler))
+
+    @torch.inference_mode()
+    def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
+        """T5's states (1, L, D) and CLIP's pooled vector of the first window; clip_skip has no bearing on either."""
+        limit = T5_TOKENS_GUIDED if self.guidance == "embedded" else T5_TOKENS
+        length = min(limit, int(self.tokenizer_2.model_max_length))
+        tokens, _, dropped = encode_t5(self.text_encoder_2, self.tokenizer_2, wording, max_length=length)
+        # One window holds all that the pooled vector is made of, and BREAK would end it early.
+        pooled = encode_windows(self.text_encoder, self.tokenizer, plain(wording.text)).pooled_1D
+        assert pooled is not None
+        return Text(tokens.to(self.place.dtype), pooled.to(self.place.dtype), dropped=dropped)
+
+    def bind(self, text: Text, drawing: Drawing) -> Text:
+        """The text with the guidance scale, which dev and its ControlNets are told."""
+        scale = torch.full((text.tokens_BLD.shape[0],), drawing.guidance_scale, device=self.place.device)
+        return replace(text, extra={**text.extra, "guidance": scale})
+
+    @torch.inference_mode()
+    def inpaint(self, image_HWC: Image, mask_HW: NDArray[np.uint8]) -> Residuals | None:
+        """Fill's channels: the latents of the picture with a grey hole, and the mask's pixels, cell by cell."""
+        if self.extra != "hole":
+            return None
+        hole_HW = torch.from_numpy((mask_HW >= 128).astype(np.float32))
+        latents = vae.encode_pixels(self.vae, (picture_to_tensor(image_HWC) * (1.0 - hole_HW))[None], self.place)
+        side = self.cell_px
+        cells = hole_HW.reshape(hole_HW.shape[0] // side, side, hole_HW.shape[1] // side, side).permute(1, 3, 0, 2)
+        return {"channels": [torch.cat([latents, cells.reshape(1, side * side, *latents.shape[-2:]).to(latents)], dim=1)]}
+
+    def own_control(self) -> "OwnControl | None":
+        """The map that Canny and Depth models read themselves."""
+        return OwnControl(self) if self.extra == "map" else None
+
+    def check_control(self, checkpoint: Checkpoint) -> None:
+        """Whether a ControlNet fits this model, from its configuration alone.
+
+        Raises:
+            BadModel: it is no FluxControlNetModel.
+            Mismatch: it was made for another base.
+        """
+        if checkpoint.path == self.checkpoint.path and self.extra == "map":
+            return
+        if checkpoint.classes.get("") != "FluxControlNetModel":
+            raise wrong_kind(checkpoint, self.checkpoint, "FluxControlNetModel", self.title)
+        config, base = checkpoint.config(""), self.transformer.config
+        channels = 4 * int(self.vae.config.latent_channels)
+        wanted = {"in_channels": channels, "width": _width(base)} | {key: base[key] for key in _WIDTHS}
+        given = {"in_channels": config.get("in_channels", 64), "width": _width(config)} | {key: config.get(key) for key in _WIDTHS}
+        for key, value in wanted.items():
+            if given[key] is not None and given[key] != value:
+                raise Mismatch(
+                    f"ControlNet {str(checkpoint.path)!r} has {key} {given[key]}, the base model {str(self.checkpoint.path)!r} {value}: "
+                    "use a ControlNet trained for this base"
+                )
+
+    def load_control(self, checkpoint: Checkpoint) -> "FluxControlNet | OwnControl":
+        """The ControlNet, checked and placed beside this model.
+
+        Raises:
+            BadModel, Mismatch: as `check_control`, and damaged or missing weights.
+        """
+        from diffusers import FluxControlNetModel
+
+        self.check_control(checkpoint)
+        own = self.own_control() if checkpoint.path == self.checkpoint.path else None
+        return own or FluxControlNet(checkpoint.network(FluxControlNetModel, "", self.place), checkpoint, self)
+
+    @torch.inference_mode()
+    def prepare(self, net: "FluxControlNet | OwnControl", hint: Hint) -> PreparedControl:
+        """A ControlNet with its map, whose embedding is computed here, once.
+
+        Raises:
+            Mismatch: a union ControlNet knows nothing of this kind.
+        """
+        return net.prepare(hint)
+
+    def positions(self, x_BCHW: Tensor, text: Text) -> tuple[Tensor, Tensor]:
+        """Where the tokens stand: of the picture (H/2·W/2, 3), of the text (L, 3), which stands nowhere."""
+        return self._positions(x_BCHW.shape[-2] // PATCH, x_BCHW.shape[-1] // PATCH, text.tokens_BLD.shape[1])
+
+    def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
+        """The velocity for noisy latents at timestep t, in x's dtype."""
+        told = residuals or {}
+        x = x_BCHW.to(self.place.dtype)
+        if self.extra != "nothing":
+            channels = told["channels"][0] if "channels" in told else self._nothing_told(x.shape[-2], x.shape[-1])
+            x = torch.cat([x, channels.to(x).expand(x.shape[0], -1, -1, -1)], dim=1)
+        at_image, at_text = self.positions(x, text)
+        blocks, single = len(self.transformer.transformer_blocks), len(self.transformer.single_transformer_blocks)
+        cyclic = over_blocks(told, "cyclic", blocks, cyclic=True)
+        runs = over_blocks(told, "blocks", blocks)
+        out: Tensor = self.transformer(
+            hidden_states=pack(x),
+            encoder_hidden_states=text.tokens_BLD,
+            pooled_projections=text.pooled_BD,
+            timestep=t.expand(x.shape[0]) / 1000,
+            guidance=text.extra["guidance"] if self.guidance == "embedded" else None,
+            img_ids=at_image,
+            txt_ids=at_text,
+            controlnet_block_samples=[a + b for a, b in zip(runs, cyclic, strict=True)] if runs and cyclic else runs or cyclic,
+            controlnet_single_block_samples=over_blocks(told, "single", single),
+            return_dict=False,
+        )[0]
+        return unpack(out, *x.shape[-2:]).to(x_BCHW.dtype)
+
+    def _new_positions(self, height: int, width: int, words: int) -> tuple[Tensor, Tensor]:
+        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        at_image = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
+        return at_image.to(self.place.device, self.place.dtype), torch.zeros(words, 3, device=self.place.device, dtype=self.place.dtype)
+
+    def _new_nothing_told(self, height: int, width: int) -> Tensor:
+        """The channels when nothing is said there: no map, or nothing but a hole."""
+        if self.extra == "map":
+            return torch.zeros(1, int(self.vae.config.latent_channels), height, width, device=self.place.device)
+        size = (height * self.cell_px, width * self.cell_px)
+        told = self.inpaint(np.full((*size, 3), 128, np.uint8), np.full(size, 255, np.uint8))
+        assert told is not None
+        return told["channels"][0]
+
+
+@dataclass(frozen=True, eq=False)
+class OwnControl:
+    """The channels for a map in the model itself."""
+
+    family: Flux
+
+    def prepare(self, hint: Hint) -> "Channels":
+        """The map's latents."""
+        return Channels(self.family.encode_image(hint.map_HWC))
+
+
+@dataclass(frozen=True, eq=False)
+class Channels:
+    """A map in the model's own channels; see `pipelines.family.PreparedControl`. Several maps are added up: give each a region."""
+
+    latents_1CHW: Tensor
+    positive_only: bool = False
+    levels: int = 1
+    patch: int = 1
+
+    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
+        """The map's latents for every row."""
+        return {"channels": [self.latents_1CHW.to(x).expand(x.shape[0], -1, -1, -1)]}
+
+
+class FluxControlNet:
+    """A FluxControlNetModel whose embedding of the map has been taken out, so that it runs once a picture instead of at every step."""
+
+    def __init__(self, net: Any, checkpoint: Checkpoint, family: Flux) -> None:
+        self.net, self.checkpoint, self.family = net, checkpoint, family
+        self.hint_encoder, self.embedder = net.input_hint_block, net.controlnet_x_embedder
+        net.input_hint_block, net.controlnet_x_embedder = None, nn.Identity()
+
+    def prepare(self, hint: Hint) -> "SteeredFlux":
+        """The map's tokens, from its pixels where the network has an encoder for them (XLabs), else from its latents."""
+        if self.hint_encoder is None:
+            features = self.family.encode_image(hint.map_HWC)
+        else:
+            features = self.hint_encoder(picture_to_tensor(hint.map_HWC)[None].to(self.family.place.device, self.family.place.dtype))
+        return SteeredFlux(self, self.embedder(pack(features.to(self.family.place.dtype))), self._mode(hint.kind))
+
+    def _mode(self, kind: str) -> int | None:
+        modes = self.net.config.num_mode
+        if modes is None:
+            return None
+        known = [name for name, mode in MODES.items() if mode < modes]
+        if kind not in known:
+            raise Mismatch(f"union ControlNet {str(self.checkpoint.path)!r} has no mode for {kind!r}: it knows {', '.join(known)}")
+        return MODES[kind]
+
+
+@dataclass(frozen=True, eq=False)
+class SteeredFlux:
+    """A ControlNet with one map; see `pipelines.family.PreparedControl`."""
+
+    loaded: FluxControlNet
+    map_1LD: Tensor
+    mode: int | None
+    positive_only: bool = False
+    patch: int = PATCH
+
+    @property
+    def levels(self) -> int:
+        """Double blocks, then single ones."""
+        return len(self.loaded.net.controlnet_blocks) + len(self.loaded.net.controlnet_single_blocks)
+
+    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
+        """What to add after the transformer's blocks, unscaled."""
+        net, family = self.loaded.net, self.loaded.family
+        at_image, at_text = family.positions(x, text)
+        blocks, single = net(
+            hidden_states=pack(x.to(family.place.dtype)),
+            controlnet_cond=self.map_1LD,
+            controlnet_mode=None if self.mode is None else torch.full((x.shape[0], 1), self.mode, device=x.device),
+            encoder_hidden_states=text.tokens_BLD,
+            pooled_projections=text.pooled_BD,
+            timestep=t.expand(x.shape[0]) / 1000,
+            guidance=text.extra["guidance"] if net.config.guidance_embeds else None,
+            img_ids=at_image,
+            txt_ids=at_text,
+            return_dict=False,
+        )
+        place = "blocks" if self.loaded.hint_encoder is None else "cyclic"
+        found = {place_of(place, blocks): blocks} if blocks else {}
+        return found | ({place_of("single", single): single} if single else {})
+
+
+def _width(config: Mapping[str, Any]) -> int:
+    return int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
+
+
+def _extra_channels(checkpoint: Checkpoint, transformer: Any, autoencoder: Any, cell_px: int) -> Extra:
+    """What the transformer's tokens hold beside the latents.
+
+    Raises:
+        Mismatch: channels that no known FLUX model has.
+    """
+    latents = 4 * int(autoencoder.latent_channels)
+    known: dict[int, Extra] = {latents: "nothing", 2 * latents: "map", 2 * latents + 4 * cell_px**2: "hole"}
+    if transformer.in_channels not in known:
+        raise Mismatch(
+            f"model {str(checkpoint.path)!r}: the transformer takes {transformer.in_channels} channels, the autoencoder's latents give "
+            f"{latents}; known are {', '.join(map(str, known))}: fetch the model again"
+        )
+    return known[transformer.in_channels]
+
+
+def _check_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:
+    """Whether the parts of one checkpoint speak of the same widths."""
+    transformer, where = parts["transformer"].config, f"model {str(checkpoint.path)!r}"
+    for key, part, width in (
+        ("joint_attention_dim", "text_encoder_2", parts["text_encoder_2"].config.d_model),
+        ("pooled_projection_dim", "text_encoder", parts["text_encoder"].config.hidden_size),
+    ):
+        if transformer[key] != width:
+            raise Mismatch(f"{where}: the transformer has {key} {transformer[key]}, {part} writes {width}: fetch the model again")
+
+
+FAMILY = Flux
