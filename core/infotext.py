@@ -29,6 +29,7 @@ _SAMPLERS = {
     "lcm": "LCM",
     "tcd": "TCD",
 }
+_SCHEDULES = {"sgm_uniform": "SGM Uniform"}
 _RESIZE = {"just": "Just Resize", "crop": "Crop and Resize", "fill": "Resize and Fill"}
 _MODE = {
     "balanced": "Balanced",
@@ -39,20 +40,22 @@ _MODE = {
 _THRESHOLDS = {"canny": ("low", "high")}  # which of our settings the extension shows as its thresholds A and B
 
 
-def infotext(request: RenderRequest, seed: int, hashes: Mapping[str, str], params: Sequence[Mapping[str, Any]], version: str) -> str:
-    """The text for one picture.
+def infotext(request: RenderRequest, index: int, hashes: Mapping[str, str], params: Sequence[Mapping[str, Any]], version: str) -> str:
+    """The text for the request's picture `index`.
 
     `hashes` holds the SHA-256 of the weights by part ('base', 'control 0', …), `params` each control's settings.
     """
+    seed, variation = request.seeds(index)
     settings: dict[str, Any] = {
         "Steps": request.steps,
         "Sampler": _SAMPLERS.get(request.sampler, request.sampler),
-        "Schedule type": request.schedule.capitalize(),
+        "Schedule type": _SCHEDULES.get(request.schedule, request.schedule.capitalize()),
         "CFG scale": request.guidance_scale,
         "Seed": seed,
         "Size": f"{request.width}x{request.height}",
         "Model hash": hashes.get("base", "")[:10],
         "Model": _model_name(request.model),
+        **_where_asked(request, variation),
     }
     for place, unit in enumerate(request.controls):
         used = params[place] if place < len(params) else {}
@@ -63,6 +66,28 @@ def infotext(request: RenderRequest, seed: int, hashes: Mapping[str, str], param
         lines.append(f"Negative prompt: {request.negative_prompt}")
     lines.append(_joined(settings))
     return "\n".join(lines).replace("\0", "")  # a NUL ends a PNG text
+
+
+def _where_asked(request: RenderRequest, variation: int | None) -> dict[str, Any]:
+    """What the web UI writes only where it is used."""
+    settings: dict[str, Any] = {}
+    if variation is not None:
+        settings |= {"Variation seed": variation, "Variation seed strength": request.variation_strength}
+    if request.init_image is not None:
+        settings["Denoising strength"] = request.strength
+    if request.clip_skip != 1:
+        settings["Clip skip"] = request.clip_skip
+    if request.eta is not None:
+        settings["Eta"] = request.eta
+    if request.hires is not None:
+        hires = request.hires
+        settings |= {
+            "Denoising strength": hires.strength,
+            "Hires upscale": hires.scale,
+            "Hires steps": hires.steps or request.steps,
+            "Hires upscaler": "Latent" if hires.upscaler == "latent" else "Lanczos",
+        }
+    return settings
 
 
 def _unit(request: RenderRequest, unit: ControlUnit, sha256: str, params: Mapping[str, Any]) -> str:

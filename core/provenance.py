@@ -46,7 +46,7 @@ def _version(name: str) -> str | None:
 class WeightFile(Frozen):
     """One file of weights that took part."""
 
-    part: str = Field(description="'base', or 'control 0', 'control 1', … by the control's place in the request")
+    part: str = Field(description="'base', or 'control 0', 'control 1', … by the control's place in the request, or 'lora 0', …")
     file: str = Field(description="path inside the model's folder, or the file's name")
     sha256: Sha256
 
@@ -80,9 +80,13 @@ class Record(Frozen):
     schema_version: Literal[1] = SCHEMA_VERSION
     request: RenderRequest
     index: int = Field(ge=0, description="which of the request's pictures")
-    seed: int = Field(ge=0, description="this picture's own: the request's + index")
+    seed: int = Field(ge=0, description="this picture's own: the request's + index, or just the request's where it varies")
+    prompt: str | None = Field(None, description="the prompt with wildcards and choices drawn; None where it is the request's")
+    negative_prompt: str | None = Field(None, description="likewise")
     weights: tuple[WeightFile, ...] = Field(min_length=1)
     controls: tuple[ControlRecord, ...] = Field((), description="one for each of the request's controls, in its order")
+    init_sha256: Sha256 | None = Field(None, description="the file of the picture it began from")
+    mask_sha256: Sha256 | None = Field(None, description="the file of the mask it was painted through")
     device: str = Field("cpu", description="what it was computed on")
     dtype: str = Field("float32", description="the numbers it was computed with")
     versions: dict[str, str] = Field(default_factory=library_versions, description="of Limn and the libraries that decide pixels")
@@ -90,7 +94,7 @@ class Record(Frozen):
 
     @model_validator(mode="after")
     def _agrees_with_request(self) -> "Record":
-        if self.seed != self.request.seed + self.index or self.index >= self.request.count:
+        if self.seed != self.request.seeds(self.index)[0] or self.index >= self.request.count:
             raise ValueError(f"seed {self.seed} is not that of picture {self.index} of {self.request.count} from {self.request.seed}")
         if len(self.controls) != len(self.request.controls):
             raise ValueError(f"{len(self.controls)} control records for {len(self.request.controls)} controls")
@@ -105,14 +109,27 @@ class Record(Frozen):
 
         Where the control images lay and how many pictures were asked for at once does not matter.
         """
-        settings = self.request.model_dump(mode="json", exclude={"seed": True, "count": True, "controls": {"__all__": {"image", "mask"}}})
-        content = [[control.source_sha256, control.mask_sha256] for control in self.controls]
+        elsewhere: dict[str, Any] = {
+            "seed": True,
+            "count": True,
+            "init_image": True,
+            "mask": True,
+            "variation_seed": True,
+            "controls": {"__all__": {"image", "mask"}},
+            "loras": {"__all__": {"name"}},
+        }
+        settings = self.request.model_dump(mode="json", exclude=elsewhere)
+        if self.request.variation_strength > 0.0:  # the number in the name is the variation's
+            settings["seed"] = self.seed
+        settings |= {name: own for name in ("prompt", "negative_prompt") if (own := getattr(self, name)) is not None}
+        content = [[control.source_sha256, control.mask_sha256] for control in self.controls] + [[self.init_sha256, self.mask_sha256]]
         weights = sorted([weight.part, weight.sha256] for weight in self.weights)
         return hashlib.sha256(_canonical([settings, content, weights]).encode()).hexdigest()
 
     def file_name(self) -> str:
         """The picture's file name: equal for equal pictures, and without any text of the user's."""
-        return output_name(self.key(), self.seed)
+        _, variation = self.request.seeds(self.index)
+        return output_name(self.key(), self.seed if variation is None else variation)
 
     def infotext(self) -> str:
         """The summary that other tools read; see `core.infotext`."""
@@ -122,7 +139,9 @@ class Record(Frozen):
             if network or weight.part not in hashes:
                 hashes[weight.part] = weight.sha256
         params = [control.params for control in self.controls]
-        return infotext(self.request, self.seed, hashes, params, self.versions.get("limn", ""))
+        drawn = {name: own for name in ("prompt", "negative_prompt") if (own := getattr(self, name)) is not None}
+        request = self.request.model_copy(update=drawn) if drawn else self.request
+        return infotext(request, self.index, hashes, params, self.versions.get("limn", ""))
 
 
 def write_picture(path: Path, image_HWC: Image, record: Record) -> None:

@@ -5,15 +5,19 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from core.errors import BadRequest, shortened, unknown_name
 
 Mode = Literal["balanced", "prompt", "control", "guess"]
 Resize = Literal["just", "crop", "fill"]
+Upscaler = Literal["latent", "lanczos"]
+Tiles = Literal["auto", "on", "off"]
 
 MAX_SIZE_PX = 4096
 MAX_CONTROLS = 8
+MAX_LEVELS = 256  # residuals of a ControlNet; published ones have 6 to 40
+MAX_LORAS = 16
 
 
 class Frozen(BaseModel):
@@ -51,6 +55,15 @@ class ControlUnit(Frozen):
         None, ge=64, le=2048, description="shorter side at which the extractor works; default: the picture's own size, pixel-perfect"
     )
     mask: Path | None = Field(None, description="region mask: the control acts where it is white")
+    layer_weights: tuple[float, ...] = Field(
+        (), max_length=MAX_LEVELS, description="a factor for each of the ControlNet's levels, outermost first; empty for 1 everywhere"
+    )
+
+    @field_validator("layer_weights", mode="before")
+    @classmethod
+    def _numbers_in_text(cls, value: Any) -> Any:
+        """`1 0.5 0.2` as it is written on a command line."""
+        return value.replace(";", " ").split() if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _window_in_order(self) -> "ControlUnit":
@@ -59,8 +72,31 @@ class ControlUnit(Frozen):
         return self
 
 
+class LoraUnit(Frozen):
+    """One LoRA to draw with."""
+
+    name: str = Field(min_length=1, max_length=4096, description="a .safetensors file, or the name of one in a `loras` folder")
+    weight: float = Field(1.0, ge=-10.0, le=10.0, description="factor on what it adds to the denoising network")
+    text_weight: float | None = Field(None, ge=-10.0, le=10.0, description="factor for the text encoders; by default `weight`")
+
+
+class Hires(Frozen):
+    """A second, larger pass over the finished picture."""
+
+    scale: float = Field(2.0, gt=1.0, le=4.0, description="how many times wider and higher; rounded to whole latent cells")
+    upscaler: Upscaler = Field("latent", description="enlarge the latents, or the decoded picture")
+    steps: int | None = Field(
+        None, ge=1, le=1000, description="steps of a whole second pass, of which `strength` are done; default: `steps`"
+    )
+    strength: float = Field(0.7, gt=0.0, le=1.0, description="share of the second pass's steps that are done")
+    with_control: bool = Field(True, description="the controls act in the second pass too")
+
+
 class RenderRequest(Frozen):
-    """Everything that determines `count` pictures, apart from the bytes of the files it names."""
+    """Everything that determines `count` pictures, apart from the bytes of the files it names.
+
+    A field that is left out takes the model's own default, where the model has one.
+    """
 
     prompt: str = Field("", max_length=100_000, description="what to draw")
     negative_prompt: str = Field("", max_length=100_000, description="what to keep away from")
@@ -70,10 +106,54 @@ class RenderRequest(Frozen):
     steps: int = Field(20, ge=1, le=1000, description="sampler steps")
     sampler: str = Field("euler", description="as in `limn render --help`")
     schedule: str = Field("uniform", description="how the steps are spread over the noise levels")
+    eta: float | None = Field(
+        None, ge=0.0, le=1.0, description="noise that ddim and its like add back, from 0 to DDPM's 1; default: the sampler's"
+    )
     guidance_scale: float = Field(4.0, ge=0.0, le=50.0, description="classifier-free guidance; 1 turns it off")
-    seed: int = Field(0, ge=0, lt=2**63, description="picture i draws its noise with seed + i")
+    true_cfg_scale: float = Field(
+        1.0,
+        ge=0.0,
+        le=50.0,
+        description="classifier-free guidance of models that are told `guidance_scale` as a number (FLUX); 1 turns it off",
+    )
+    guidance_start: float = Field(0.0, ge=0.0, le=1.0, description="fraction of the steps after which guidance begins")
+    guidance_end: float = Field(1.0, ge=0.0, le=1.0, description="fraction of the steps after which guidance ends")
+    guidance_rescale: float = Field(0.0, ge=0.0, le=1.0, description="how far guided output is brought back to its unguided contrast")
+    pag_scale: float = Field(0.0, ge=0.0, le=20.0, description="perturbed-attention guidance; 0 turns it off")
+    clip_skip: int = Field(1, ge=1, le=12, description="CLIP layer that is read, counted from the last, which is 1")
+    loras: tuple[LoraUnit, ...] = Field((), max_length=MAX_LORAS, description="beside those that the prompt names")
+    seed: int = Field(0, ge=0, lt=2**63, description="picture i draws its noise with seed + i; with a variation all with seed")
+    variation_seed: int = Field(0, ge=0, lt=2**63, description="picture i varies towards the noise of variation_seed + i")
+    variation_strength: float = Field(0.0, ge=0.0, le=1.0, description="how far; 0 turns it off")
     count: int = Field(1, ge=1, le=1000, description="pictures")
     controls: tuple[ControlUnit, ...] = Field((), max_length=MAX_CONTROLS, description="control units, all active at once")
+    init_image: Path | None = Field(None, description="picture to begin from, brought to the size")
+    resize: Resize = Field("crop", description="how it is brought to the size")
+    strength: float = Field(
+        0.75, ge=0.0, le=1.0, description="how much of the way from it is drawn anew: 0 keeps it, 1 keeps next to nothing"
+    )
+    mask: Path | None = Field(None, description="of the init_image's size: what is white is painted anew")
+    paste_back: bool = Field(True, description="outside the mask every pixel stays as it was; otherwise as the autoencoder has it")
+    hires: Hires | None = Field(None, description="a second, larger pass over the finished picture")
+    tile_vae: Tiles = Field("auto", description="decode in overlapping tiles: saves memory, changes little; auto: where the size says")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "RenderRequest":
+        if self.mask is not None and self.init_image is None:
+            raise ValueError("mask without init_image: give the picture that the mask belongs to")
+        if self.hires is not None and self.init_image is not None:
+            raise ValueError("hires with init_image: the second pass goes with pictures drawn from noise; draw larger at once instead")
+        if self.guidance_start > self.guidance_end:
+            raise ValueError(
+                f"guidance_start {self.guidance_start:g} is after guidance_end {self.guidance_end:g}: give guidance_start <= guidance_end"
+            )
+        return self
+
+    def seeds(self, index: int) -> tuple[int, int | None]:
+        """Of the request's picture `index`: its seed, and its variation seed where it varies."""
+        if self.variation_strength > 0.0:
+            return self.seed, self.variation_seed + index
+        return self.seed + index, None
 
     def canonical_json(self) -> str:
         """The request as JSON with sorted keys and no spaces: equal requests give equal text."""
