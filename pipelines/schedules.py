@@ -100,6 +100,8 @@ class Times:
             raise BadRequest(
                 f"strength = {strength}: of {self.steps} steps none is left; give at least {math.ceil(1000 / self.steps) / 1000}"
             )
+        if skipped == 0:  # the whole way keeps its own beginning too
+            return self
         first = min(self.substeps * skipped, len(self))
         return replace(
             self,
@@ -112,7 +114,8 @@ class Times:
 
     def ending_on_first(self) -> "Times":
         """The same points with the path's least noise instead of the pure picture at the end."""
-        alpha, sigma, level = float(self.path.alphas_T[0]), float(self.path.sigmas_T[0]), float(self.path.levels()[0])
+        level = min(float(self.path.levels()[0]), math.inf, *self.levels[-2:-1])  # a flow shifted below 1 may be there already
+        alpha, sigma = (float(value) for value in self.path.from_level(torch.tensor(level, dtype=torch.float64)))
         return replace(self, alphas=(*self.alphas[:-1], alpha), sigmas=(*self.sigmas[:-1], sigma), levels=(*self.levels[:-1], level))
 
 
