@@ -1,9 +1,10 @@
 """CLIP and T5 text encoders given weighted wordings of any length. Axes: L tokens, D width.
 
-CLIP reads windows of 77 tokens (the tokenizer's `model_max_length`), so a longer prompt is read as several and their states are joined: a window
-that would cut words after a comma, at most 20 tokens back, ends at the comma; BREAK ends one at once. A weight multiplies its tokens' states,
-and the window's mean is then restored: A1111's "original" emphasis. A short prompt without weights is one window, encoded as diffusers does.
-T5 reads one window of a stated length and reports what did not fit; a weight multiplies its tokens' states, whose mean is near 0 and is let be.
+CLIP reads windows of 77 tokens (the tokenizer's `model_max_length`), so a longer prompt is read as several and their states are joined: a
+window that would cut words after a comma, at most 20 tokens back, ends at the comma; BREAK ends one at once. A weight multiplies its
+tokens' states, and the window's mean is then restored: A1111's "original" emphasis. A short prompt without weights is one window, encoded
+as diffusers does. T5 reads one window of a stated length and reports what did not fit; a weight multiplies its tokens' states, whose mean
+is near 0 and is let be.
 
 Source: AUTOMATIC1111, stable-diffusion-webui wiki, Features: "Infinite prompt length", "BREAK keyword", "Clip skip", "Emphasis".
 """
@@ -20,8 +21,8 @@ from core.errors import BadRequest, Mismatch
 from pipelines.inversion import Inversions, Vectors
 from pipelines.prompt import Phrase, Wording
 
-# The states that the denoising network was trained on: SD 1.x and 2.x read the last layer's through the final norm; SDXL and SD3 the last but
-# one's without it.
+# The states that the denoising network was trained on: SD 1.x and 2.x read the last layer's through the final norm; SDXL and SD3 the last
+# but one's without it.
 Layer = Literal["last", "penultimate"]
 
 _BACKTRACK = 20  # tokens a window may give up to end at a comma
@@ -67,8 +68,9 @@ def encode_windows(
 ) -> Encoded:
     """A wording through one CLIP text encoder.
 
-    clip_skip: which layer is read, 1 the one that `layer` says, 2 the one before. windows: the least number of them; what is missing is filled
-    with windows of the empty prompt. Each window is encoded alone, so that its states do not depend on how many others there are.
+    clip_skip: which layer is read, 1 the one that `layer` says, 2 the one before. windows: the least number of them; what is missing
+    is filled with windows of the empty prompt. Each window is encoded alone, so that its states do not depend on how many others
+    there are.
 
     Raises:
         BadRequest: clip_skip is more than the encoder has layers.

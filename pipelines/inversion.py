@@ -1,8 +1,9 @@
 """Textual inversions: words whose embeddings come from a file.
 
-Neither tokenizer nor encoder is changed: the words are found in the prompt, and their vectors are put over the embeddings of placeholder tokens
-while that prompt is encoded (`pipelines/clip.py`). A prompt that names none is encoded as if there were none. Forms that are read, all safetensors:
-A1111's `emb_params`, SDXL's `clip_l` and `clip_g`, and diffusers' `<token>`. A word is the file's name, or the token in it.
+Neither tokenizer nor encoder is changed: the words are found in the prompt, and their vectors are put over the embeddings of placeholder
+tokens while that prompt is encoded (`pipelines/clip.py`). A prompt that names none is encoded as if there were none. Forms that are read,
+all safetensors: A1111's `emb_params`, SDXL's `clip_l` and `clip_g`, and diffusers' `<token>`. A word is the file's name, or the token in
+it.
 Source: Gal et al., An Image is Worth One Word, 2022.
 """
 
@@ -111,8 +112,8 @@ def load_inversion(file: Path) -> Inversion:
     """
     if file.suffix.lower() in _PICKLES:
         raise BadModel(
-            f"textual inversion {file.name!r} is a pickle, which can run any program when it is read: convert it on a machine you can lose, "
-            "with torch.load and safetensors.torch.save_file"
+            f"textual inversion {file.name!r} is a pickle, which can run any program when it is read: convert it elsewhere with torch.load "
+            "and safetensors.torch.save_file"
         )
     try:
         with safe_open(file, framework="pt") as opened:

@@ -12,9 +12,10 @@ r"""A1111's prompt syntax: what is encoded at which step, with which weight, and
     # ...                    a comment, to the end of its line
 
 Malformed text is no error, as in A1111: a round or square bracket that is never closed holds to the end, one that was never opened is
-text, and so is a schedule whose last field is no number. Four things differ, all deliberately. `[a:b:10]` changes after exactly ten steps,
-as A1111's manual says (its code compares a counter from zero with <=, so takes eleven). BREAK inside weighted brackets still breaks. A weight
-after the last colon (`ratio 16:9`) is read only where there is an AND. A lone | outside of brackets leaves the schedules elsewhere alone.
+text, and so is a schedule whose last field is no number. Four things differ, all deliberately. `[a:b:10]` changes after exactly ten
+steps, as A1111's manual says (its code compares a counter from zero with <=, so takes eleven). BREAK inside weighted brackets still
+breaks. A weight after the last colon (`ratio 16:9`) is read only where there is an AND. A lone | outside of brackets leaves the schedules
+elsewhere alone.
 
 Source: AUTOMATIC1111, stable-diffusion-webui wiki, Features: attention/emphasis, prompt editing, alternating words, composable diffusion.
 """
