@@ -202,7 +202,7 @@ def resolution_shift(size_px: int, base_px: int) -> float:
 
 
 def _limit(path: Path, schedule: str, grid: Grid) -> int:
-    if grid.distilled and path.kind != "flow" and schedule in SPACINGS:
+    if grid.distilled and path.kind != "flow" and schedule in SPACINGS and schedule != "beta":
         return min(grid.distilled, len(path))
     return len(path) - int(grid.drops_last)
 
@@ -225,15 +225,21 @@ def _positions(path: Path, schedule: str, steps: int, grid: Grid, options: tuple
     if schedule in CURVES:
         levels = CURVES[schedule](float(level_T[0]), float(level_T[-1]), steps, RHO[schedule] if rho is None else rho)
         return np.interp(np.log(levels), np.log(level_T), np.arange(len(level_T))), levels
+    if grid.distilled and schedule != "beta":
+        return _distilled(schedule, steps, grid.distilled, level_T)
     extra = int(grid.drops_last and schedule in ("uniform", "leading"))
     position = SPACINGS[schedule](len(level_T), steps + extra, offset)[:steps]
     if position[0] > len(level_T) - 1:
         raise BadRequest(f"steps = {steps}: with this model's steps_offset {offset} 'leading' leaves the table; give fewer steps")
-    if grid.distilled:  # up to the nearest timestep that the network was distilled on
-        stride = len(path) // grid.distilled
-        position = len(level_T) - 1 - stride * np.floor((len(level_T) - 1 - position) / stride)
     if grid.whole_timesteps and schedule != "beta":  # whose ends are denser than the table
         position = np.round(position)
+    return position, np.interp(position, np.arange(len(level_T)), level_T)
+
+
+def _distilled(schedule: str, steps: int, count: int, level_T: Floats) -> tuple[Floats, Floats]:
+    """The same among the `count` timesteps of a distillation, the last of each stride; in doubt the one of more noise."""
+    spacing = SPACINGS[schedule] if schedule in ("uniform", "leading") else spacings.simple
+    position = (np.ceil(spacing(count, steps, 0)) + 1.0) * (len(level_T) // count) - 1.0
     return position, np.interp(position, np.arange(len(level_T)), level_T)
 
 

@@ -26,7 +26,8 @@ def leading(length: int, steps: int, offset: int) -> Floats:
 
 def trailing(length: int, steps: int, _offset: int) -> Floats:
     """Strides down from the last timestep, which is always included, as whole timesteps."""
-    return np.round(length - np.arange(steps) * (length / steps)) - 1.0
+    index: Floats = np.round(length - np.arange(steps) * (length / steps)) - 1.0
+    return index
 
 
 def sgm_uniform(length: int, steps: int, _offset: int) -> Floats:
@@ -36,7 +37,8 @@ def sgm_uniform(length: int, steps: int, _offset: int) -> Floats:
 
 def simple(length: int, steps: int, _offset: int) -> Floats:
     """The table's own entries, whole strides down from the last, rounded towards it. Source: ComfyUI, simple_scheduler."""
-    return length - 1 - np.floor(np.arange(steps) * (length / steps))
+    index: Floats = length - 1 - np.floor(np.arange(steps) * (length / steps))
+    return index
 
 
 def beta(length: int, steps: int, _offset: int) -> Floats:

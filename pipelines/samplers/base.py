@@ -30,7 +30,8 @@ Run: TypeAlias = Callable[[Model, Tensor, Times, OnStep, Noise], Tensor]
 class Sampler:
     """An algorithm and the grid it was published on.
 
-    order: by which the error of a deterministic one falls; stochastic: whether it draws noise; calls: of the network, for N steps.
+    order: the power of the step by which the error falls, of x if deterministic, of the pictures' deviation if stochastic; calls: of
+    the network, for N steps.
     """
 
     name: str

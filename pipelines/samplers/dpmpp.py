@@ -119,6 +119,6 @@ _GRID = Grid(whole_timesteps=True, drops_last=True, unit_noise=True)
 SAMPLERS = (
     Sampler("dpmpp_2m", dpmpp_2m, _GRID, order=2),
     Sampler("dpmpp_2m_sde", dpmpp_2m_sde, _GRID, order=2, stochastic=True),
-    Sampler("dpmpp_3m_sde", dpmpp_3m_sde, _GRID, order=3, stochastic=True),
+    Sampler("dpmpp_3m_sde", dpmpp_3m_sde, _GRID, order=2, stochastic=True),
     Sampler("dpmpp_sde", dpmpp_sde, Grid(midpoints=True), order=2, stochastic=True, calls=lambda steps: 2 * steps - 1),
 )

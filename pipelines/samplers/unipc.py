@@ -11,7 +11,7 @@ LEAST_ALPHA = 1e-6  # pure noise counts as this α, as in the authors' code on t
 
 
 def unipc(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -> Tensor:
-    """UniPC-2 in x̂_0 with B(h) = e^h − 1; N calls of the network, for the corrector asks nothing more.
+    """UniPC-2 in x̂_0 with B(h) = e^h − 1, of third order with its corrector; N calls of the network, for that asks nothing more.
 
     Source: Zhao et al., UniPC, 2023, algorithms 7 (predictor) and 5 (corrector), B_2(h); first order at the start and at the end.
     """
@@ -55,4 +55,4 @@ def _corrected(base: Tensor, reached: Tensor, past: list[Tensor], times: Times, 
     return straight(base, now + far * _difference(past, lambdas, i) + near * (reached - now), times, i)
 
 
-SAMPLERS = (Sampler("unipc", unipc, Grid(whole_timesteps=True, drops_last=True, unit_noise=True), order=2),)
+SAMPLERS = (Sampler("unipc", unipc, Grid(whole_timesteps=True, drops_last=True, unit_noise=True), order=3),)

@@ -125,7 +125,8 @@ def test_3m_sde_is_k_diffusions_update() -> None:
     def model(x: Tensor, i: int) -> Tensor:
         return 0.5 * torch.tanh(x) + 0.1 * math.sin(times.timesteps[i] / 300.0)
 
-    k, seen = x / times.alphas[0], []
+    k = x / times.alphas[0]
+    seen: list[tuple[Tensor, float]] = []
     for i in range(20):
         denoised = model(k * times.alphas[i], i)
         if i == 19:

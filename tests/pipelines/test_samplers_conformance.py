@@ -1,0 +1,124 @@
+"""What every registered sampler must do on every schedule, path and parameterisation that go together."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from core.errors import Mismatch
+from pipelines import samplers
+from pipelines.parameterisation import Output, Parameterisation, Path
+from pipelines.samplers import Model
+from pipelines.schedules import SCHEDULES, Times, make_times
+from tests.pipelines.oracles import SD
+
+PATHS = {
+    "vp": Path.from_scheduler_config(SD),
+    "vp to pure noise": Path.from_scheduler_config({**SD, "rescale_betas_zero_snr": True}),
+    "ve": Path.ve(torch.logspace(-2, 1.5, 1000, dtype=torch.float64)),
+    "flow": Path.flow(1000),
+}
+# ε says nothing of the picture at pure noise.
+OUTPUTS: dict[str, tuple[Output, ...]] = {
+    "vp": ("epsilon", "v", "x0", "flow"),
+    "ve": ("epsilon", "v", "x0", "flow"),
+    "vp to pure noise": ("v", "x0", "flow"),
+    "flow": ("v", "x0", "flow"),
+}
+SHAPE = (2, 3, 4, 4)
+
+
+def all_times(name: str, kind: str, steps: int) -> list[tuple[str, Times]]:
+    """Every schedule that the path can take."""
+    found = []
+    for schedule in SCHEDULES:
+        try:
+            found.append((schedule, make_times(PATHS[kind], schedule, steps, samplers.get(name).grid, steps_offset=1)))
+        except Mismatch:
+            assert kind == "flow"
+    return found
+
+
+def knowing(x0: Tensor, times: Times, output: Output) -> Model:
+    """A network that knows the picture, through its own kind of output."""
+
+    def model(x: Tensor, i: int) -> Tensor:
+        alpha, sigma = times.alphas[i], times.sigmas[i]
+        out = Parameterisation(output).target(x0, (x - alpha * x0) / sigma, alpha, sigma)
+        return Parameterisation(output).denoised(x, out, alpha, sigma)
+
+    return model
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_a_network_that_knows_the_picture_is_led_to_it(name: str, kind: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x0 = torch.randn(SHAPE, generator=generator, dtype=torch.float64)
+    for steps in (1, 2, 7):
+        for schedule, times in all_times(name, kind, steps):
+            for output in OUTPUTS[kind]:
+                draws = iter(torch.randn(20, *SHAPE, generator=generator, dtype=torch.float64))
+                start = next(draws) * times.initial
+                got = samplers.get(name).run(knowing(x0, times, output), start, times, lambda i, d: None, lambda d=draws: next(d))
+                # LCM gives x itself near timestep 0, where it is the picture and a little noise. Elsewhere float64 rounding, times up to
+                # 4096² where PNDM steps in σ/α from pure noise to the least and back: 1e-6.
+                atol = 0.5 if name == "lcm" else 1e-6
+                torch.testing.assert_close(got, x0, rtol=0, atol=atol, msg=lambda m, c=(schedule, output, steps): f"{c}: {m}")
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3, 6])
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_the_network_is_asked_as_often_as_the_algorithm_says_and_every_step_is_told_once(name: str, steps: int) -> None:
+    sampler = samplers.get(name)
+    for kind in PATHS:
+        times = make_times(PATHS[kind], "uniform", steps, sampler.grid)
+        calls: list[int] = []
+        told: list[int] = []
+        draws: list[int] = []
+
+        def model(x: Tensor, i: int, calls: list[int] = calls) -> Tensor:
+            calls.append(i)
+            return 0.5 * x
+
+        def noise(draws: list[int] = draws) -> Tensor:
+            draws.append(1)
+            return torch.zeros(SHAPE)
+
+        sampler.run(model, torch.ones(SHAPE), times, lambda n, denoised, told=told: told.append(n), noise)
+        assert len(calls) == sampler.calls(steps)
+        assert set(calls) == set(range(len(times)))
+        assert told == list(range(steps)) == list(range(times.steps))
+        assert bool(draws) == (sampler.stochastic and not (steps == 1 and name in ("ddpm", "dpm2_ancestral", "dpmpp_sde", "lcm", "tcd")))
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_an_exception_in_on_step_stops_the_loop_at_once(name: str) -> None:
+    times = make_times(PATHS["vp"], "uniform", 6, samplers.get(name).grid)
+    told: list[int] = []
+
+    def on_step(n: int, denoised: Tensor) -> None:
+        told.append(n)
+        if n == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        samplers.get(name).run(lambda x, i: 0.5 * x, torch.ones(SHAPE), times, on_step, lambda: torch.zeros(SHAPE))
+    assert told == [0, 1, 2]
+
+
+@pytest.mark.parametrize("kind", PATHS)
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_nothing_waits_for_the_device(name: str, kind: str) -> None:
+    """Tensors of the meta device have no values, so whatever asks for one (item, float, an if) raises."""
+    times = make_times(PATHS[kind], "uniform", 20, samplers.get(name).grid)
+    x = torch.empty(SHAPE, device="meta")
+    got = samplers.get(name).run(lambda x, i: 0.5 * x, x, times, lambda n, denoised: None, lambda: torch.empty(SHAPE, device="meta"))
+    assert got.is_meta
+    assert (got.shape, got.dtype) == (SHAPE, torch.float32)
+
+
+@pytest.mark.parametrize("name", samplers.SAMPLERS)
+def test_no_steps_leave_the_picture(name: str) -> None:
+    times = make_times(PATHS["vp"], "uniform", 6, samplers.get(name).grid).tail(0.0)
+    x = torch.ones(SHAPE)
+    assert samplers.get(name).run(lambda x, i: 0.0 * x, x, times, lambda n, denoised: None, lambda: x) is x
