@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from core.errors import BadModel, BadRequest
 
 Image = NDArray[np.uint8]  # RGB, HWC
-# depth: uint8 (H, W), near = bright; pose: joints (P, 18, 2) in pixels; segmentation: label numbers (H, W); mask: uint8 (H, W)
-Estimate = Callable[..., NDArray[Any]]
+# depth: uint8 (H, W), near = bright; pose: joints (P, 18, 2) in pixels, or People; segmentation: label numbers (H, W); mask: uint8 (H, W)
+Estimate = Callable[..., Any]
 
 ROOT = Path(__file__).resolve().parent.parent / "models" / "toyland"
 EXPLAINED = "hub id, folder or .onnx file of the {} network; empty for the one that goes with the model"
@@ -46,9 +46,9 @@ def _pose(folder: Path) -> Estimate:
 def _published(kind: str, name: str) -> Estimate:
     """The estimator in a hub id, a transformers folder or an ONNX file."""
     if Path(name).suffix == ".onnx":
-        from controls import onnx
+        from controls import onnxfile
 
-        readers: dict[str, Callable[[Path], Estimate]] = {"depth": onnx.Depth, "pose": onnx.Pose}
+        readers: dict[str, Callable[[Path], Estimate]] = {"depth": onnxfile.Depth, "pose": onnxfile.Pose}
         if kind not in readers:
             raise BadModel(f"{kind} estimator {name!r}: only {' and '.join(readers)} are read from ONNX; give a folder or hub id")
         return readers[kind](Path(name).expanduser())

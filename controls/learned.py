@@ -7,8 +7,6 @@ Axes: H and W pixels of the picture, J = 18 joints, h and w cells of a heatmap.
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from controls.networks import load_network
 from core.errors import BadModel
 from core.skeleton import LIMB_JOINTS, Joints
 
@@ -39,7 +38,7 @@ class _Network:
     """A transformers network and what its folder says of the pictures it takes."""
 
     def __init__(self, part: Any, folder: Path) -> None:
-        self.network = _load(part, folder)
+        self.network = load_network(part, folder, "restore models/toyland")
         values = _preprocessing(folder)
         self.side_px = int(values["size"]["height"])
         self.mean, self.deviation = (np.array(values[key], np.float32) for key in ("image_mean", "image_std"))
@@ -151,35 +150,3 @@ def _preprocessing(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise BadModel(f"estimator file {str(path)!r} cannot be read ({type(error).__name__}): restore models/toyland") from None
     return values
-
-
-def _load(part: Any, folder: Path) -> Any:
-    """A network in evaluation mode, in fp32 whatever its weights are stored in."""
-    import torch
-    from safetensors import SafetensorError
-
-    try:
-        with _quiet():
-            network, info = part.from_pretrained(
-                folder, local_files_only=True, use_safetensors=True, dtype=torch.float32, output_loading_info=True
-            )
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadModel(f"estimator {str(folder)!r} cannot be loaded ({reason}): restore models/toyland") from error
-    if missing := sorted(info["missing_keys"]):
-        raise BadModel(f"estimator {str(folder)!r} lacks {len(missing)} tensors (first {missing[0]}): restore models/toyland")
-    return network.eval().requires_grad_(False)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    import transformers.utils.logging as logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.CRITICAL)
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
-        logging.enable_progress_bar()

@@ -25,7 +25,7 @@ def is_black_and_white(image_HWC: Image) -> bool:
     """Whether this is grey and both black and white are there, with at most a tenth of the pixels between them."""
     light_HW = brightest(image_HWC)
     dark, light = float((light_HW < 64).mean()), float((light_HW > 191).mean())
-    return dark > 0 and light > 0.0005 and dark + light > 0.9 and is_grey(image_HWC)
+    return dark > 0 and light > 0 and dark + light > 0.9 and is_grey(image_HWC)
 
 
 def looks_like_lines(image_HWC: Image) -> bool:
@@ -43,9 +43,9 @@ def lines_mistake(image_HWC: Image) -> str | None:
 
 
 def looks_like_soft_lines(image_HWC: Image) -> bool:
-    """Whether this is a map of grey lines on black: grey, at least half of it nearly black, some of it light."""
+    """Whether this is a map of grey lines on black: grey, at least 40% of it nearly black, some of it lighter."""
     light_HW = brightest(image_HWC)
-    return is_grey(image_HWC) and float((light_HW < 24).mean()) > 0.5 and float((light_HW > 96).mean()) > 0.001
+    return is_grey(image_HWC) and float((light_HW < 32).mean()) > 0.4 and float((light_HW > 48).mean()) > 0.0005
 
 
 def soft_mistake(image_HWC: Image) -> str | None:

@@ -37,8 +37,8 @@ def _colours(text: str) -> NDArray[np.uint8]:
 ADE20K, COCO = _colours(_ADE20K), _colours(_COCO)
 
 
-def nearest(colours_N3: NDArray[np.int32], palette_K3: NDArray[np.uint8]) -> NDArray[np.int32]:
-    """How far each colour is from the palette's nearest one: the largest difference of a channel, (N,)."""
-    apart = np.abs(colours_N3[:, None].astype(np.int32) - palette_K3[None].astype(np.int32)).max(axis=2)
-    distance: NDArray[np.int32] = apart.min(axis=1).astype(np.int32)
-    return distance
+def nearest(colours_N3: NDArray[np.uint8], palette_K3: NDArray[np.uint8]) -> tuple[NDArray[np.int16], NDArray[np.intp]]:
+    """How far each colour is from the palette's nearest one, in its most different channel, and which that is: (N,) both."""
+    apart_NK = np.abs(colours_N3[:, None].astype(np.int16) - palette_K3[None].astype(np.int16)).max(axis=2)
+    which = apart_NK.argmin(axis=1)
+    return np.take_along_axis(apart_NK, which[:, None], axis=1)[:, 0], which

@@ -24,7 +24,11 @@ class Params(Frozen):
     """Who finds the people."""
 
     estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("ViTPose or DWPose"))
-    detector: str = Field("", max_length=300, description="hub id or folder of the network that finds the people; empty for RT-DETR")
+    detector: str = Field(
+        "",
+        max_length=300,
+        description="hub id or folder of what finds the people; empty for RT-DETR; 'whole': the picture shows one person",
+    )
     confidence: float = Field(0.3, ge=0.0, le=1.0, description="joints and people below this are left out (named estimators alone)")
 
 

@@ -14,6 +14,8 @@ from controls.palettes import ADE20K, COCO, nearest
 from core.control import Control, Image, Score, Weights
 from core.request import Frozen
 
+_LOOKED_AT_PX, _JPEG_LEVELS = 64, 12
+
 
 class Params(Frozen):
     """Which network says what is where."""
@@ -58,14 +60,19 @@ def _keys(map_HWC: Image) -> NDArray[np.int32]:
 
 
 def looks_finished(image_HWC: Image) -> bool:
-    """Whether nearly all pixels have colours of the ADE20K palette, or of COCO's, and there are few of them."""
-    colours, counts = np.unique(_keys(image_HWC[::2, ::2]), return_counts=True)
-    common = colours[counts > 0.002 * counts.sum()]
-    if len(common) == 0 or len(common) > 64 or not image_HWC.any():
+    """Whether most pixels have colours of the ADE20K palette, or of COCO's, within what JPEG does to them, and few colours are used."""
+    step = max(1, max(image_HWC.shape[:2]) // _LOOKED_AT_PX)
+    colours_N3 = image_HWC[step // 2 :: step, step // 2 :: step].reshape(-1, 3)
+    if not colours_N3.any():
         return False
-    known = [nearest(np.stack([common >> 16 & 255, common >> 8 & 255, common & 255], axis=1), palette) for palette in (ADE20K, COCO)]
-    share: float = max(float(counts[counts > 0.002 * counts.sum()][near <= 3].sum()) for near in known) / counts.sum()
-    return bool(share > 0.9)
+    return any(_painted_with(colours_N3, palette) for palette in (ADE20K, COCO))
+
+
+def _painted_with(colours_N3: NDArray[np.uint8], palette: NDArray[np.uint8]) -> bool:
+    apart, which = nearest(colours_N3, palette)
+    close = apart <= _JPEG_LEVELS
+    used = np.bincount(which[close], minlength=len(palette)) > 0.002 * len(colours_N3)
+    return bool(close.mean() > 0.85 and used.sum() <= 64)
 
 
 def mistake(image_HWC: Image) -> str | None:
