@@ -1,0 +1,237 @@
+"""Qwen-Image in the one loop against diffusers' own pipelines: same weights, seeds and sampler, fp32 final latents within 1e-4.
+
+diffusers runs one ControlNet here; two are held against a loop written out below.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from core.errors import BadRequest, Mismatch
+from pipelines.checkpoint import Folder
+from pipelines.families.qwenimage import FRAME, QwenImage
+from pipelines.family import Hint
+from pipelines.prompt import parse
+from pipelines.steering import Steering
+from pipelines.tokens import unpack
+from tests import tinymodels_flux, tinymodels_qwenimage
+from tests.pipelines.flow_parity import (
+    HEIGHT,
+    NEGATIVE,
+    PLACE,
+    PROMPT,
+    SEED,
+    STEPS,
+    WIDTH,
+    assert_same,
+    drawing,
+    generators,
+    image,
+    left_half,
+    means_for_samples,
+    ours,
+    picture,
+)
+
+# diffusers' pipelines call numpy.array on a tensor; only the oracle does, never our loop.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+]
+
+GUIDANCE = 3.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two ControlNets of different depth, and one for inpainting."""
+    root = tmp_path_factory.mktemp("qwenimage")
+    tinymodels_qwenimage.build_base(root / "base")
+    tinymodels_qwenimage.build_controlnet(root / "net-0", seed=1)
+    tinymodels_qwenimage.build_controlnet(root / "net-1", seed=2, num_layers=1)
+    tinymodels_qwenimage.build_controlnet(root / "hole", seed=3, extra_condition_channels=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> QwenImage:
+    """The base, loaded."""
+    return QwenImage.load(Folder(folder / "base"), PLACE)
+
+
+def steer(family: QwenImage, net: Path, i: int = 0, **how: Any) -> Steering:
+    return Steering(family.prepare(family.load_control(Folder(net)), Hint(picture(i), "canny")), **how)
+
+
+def their_pipe(kind: str, folder: Path, **parts: Any) -> Any:
+    """A diffusers pipeline that drops as many tokens as the tiny tokenizer has before a prompt, where the real one has 34."""
+    import diffusers
+
+    pipe = getattr(diffusers, kind).from_pretrained(folder / "base", local_files_only=True, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.prompt_template_encode_start_idx = len(pipe.tokenizer(FRAME[0]).input_ids)
+    return pipe
+
+
+def theirs(kind: str, folder: Path, net: str = "", **call: Any) -> Tensor:
+    """Final latents (B, C, H, W) of a diffusers pipeline; maps: how many the network is given."""
+    import diffusers
+
+    maps = call.pop("maps", 1)
+    parts: dict[str, Any] = {}
+    if net:
+        loaded = diffusers.QwenImageControlNetModel.from_pretrained(folder / net)
+        images = [image(picture(i)) for i in range(maps)]
+        parts["controlnet"] = diffusers.QwenImageMultiControlNetModel([loaded]) if maps > 1 else loaded
+        call["control_image"] = images if maps > 1 else images[0]
+    count = call.get("num_images_per_prompt", 1)
+    with means_for_samples():
+        tokens = their_pipe(kind, folder, **parts)(
+            PROMPT,
+            negative_prompt=NEGATIVE,
+            height=HEIGHT,
+            width=WIDTH,
+            num_inference_steps=STEPS,
+            generator=generators(count) if count > 1 else generators()[0],
+            output_type="latent",
+            **({"true_cfg_scale": GUIDANCE} | call),
+        ).images
+    return unpack(tokens, HEIGHT // 8, WIDTH // 8)
+
+
+@torch.no_grad()
+def reference(folder: Path, nets: Sequence[str], weights: Sequence[float], windows: Sequence[tuple[float, float]]) -> Tensor:
+    """Several ControlNets, each in its window, without guidance: what diffusers' loop would be."""
+    import diffusers
+
+    pipe = their_pipe("QwenImagePipeline", folder)
+    loaded = [diffusers.QwenImageControlNetModel.from_pretrained(folder / net) for net in nets]
+    mean = torch.tensor(pipe.vae.config.latents_mean).reshape(1, -1, 1, 1, 1)
+    std = torch.tensor(pipe.vae.config.latents_std).reshape(1, -1, 1, 1, 1)
+    pixels = [pipe.image_processor.preprocess(image(picture(i)))[:, :, None] for i in range(len(nets))]
+    maps = [pipe._pack_latents((pipe.vae.encode(one).latent_dist.mean - mean) / std, 1, 16, HEIGHT // 8, WIDTH // 8) for one in pixels]
+    embeds, _ = pipe.encode_prompt(PROMPT)
+    x = pipe._pack_latents(torch.randn(1, 1, 16, HEIGHT // 8, WIDTH // 8, generator=generators()[0]), 1, 16, HEIGHT // 8, WIDTH // 8)
+    shapes, config = [(1, HEIGHT // 16, WIDTH // 16)], pipe.scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = config.base_shift + (x.shape[1] - config.base_image_seq_len) * slope
+    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        told = {"timestep": t[None] / 1000, "encoder_hidden_states": embeds, "img_shapes": shapes, "return_dict": False}
+        blocks = [torch.zeros(1)] * 3
+        for net, cond, weight, (start, end) in zip(loaded, maps, weights, windows, strict=True):
+            if i / STEPS >= start and (i + 1) / STEPS <= end:
+                levels = net(hidden_states=x, controlnet_cond=cond, conditioning_scale=weight, **told)
+                run = -(-3 // len(levels))
+                blocks = [block + levels[j // run] for j, block in enumerate(blocks)]
+        x = pipe.scheduler.step(pipe.transformer(hidden_states=x, controlnet_block_samples=blocks, **told)[0], t, x, return_dict=False)[0]
+    return unpack(x, HEIGHT // 8, WIDTH // 8)
+
+
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_txt2img(scale: float, family: QwenImage, folder: Path) -> None:
+    """With guidance too: the guided output has the length of the prompt's own, token by token."""
+    assert_same(ours(family, true_scale=scale), theirs("QwenImagePipeline", folder, true_cfg_scale=scale))
+
+
+def test_several_pictures(family: QwenImage, folder: Path) -> None:
+    assert_same(ours(family, true_scale=GUIDANCE, count=2), theirs("QwenImagePipeline", folder, num_images_per_prompt=2))
+
+
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_a_controlnet_in_its_window(scale: float, family: QwenImage, folder: Path) -> None:
+    options: dict[str, Any] = {"controlnet_conditioning_scale": 0.7, "control_guidance_start": 0.3, "control_guidance_end": 0.9}
+    expected = theirs("QwenImageControlNetPipeline", folder, "net-0", true_cfg_scale=scale, **options)
+    got = ours(family, [steer(family, folder / "net-0", weight=0.7, start=0.3, end=0.9)], true_scale=scale)
+    assert_same(got, expected)
+    assert (got - ours(family, true_scale=scale)).abs().max() > 1e-2  # the control did something
+
+
+def test_one_network_with_two_maps(family: QwenImage, folder: Path) -> None:
+    # Given one window for both, diffusers would leave the second map out.
+    options: dict[str, Any] = {"control_guidance_start": [0.0, 0.0], "control_guidance_end": [1.0, 1.0]}
+    options["controlnet_conditioning_scale"] = [0.7, 0.4]
+    expected = theirs("QwenImageControlNetPipeline", folder, "net-0", maps=2, **options)
+    controls = [steer(family, folder / "net-0", i, weight=weight) for i, weight in enumerate((0.7, 0.4))]
+    assert_same(ours(family, controls, true_scale=GUIDANCE), expected)
+
+
+def test_two_controlnets_of_different_depths(family: QwenImage, folder: Path) -> None:
+    nets, weights, windows = ["net-0", "net-1"], [0.7, 0.4], [(0.0, 0.6), (0.3, 1.0)]
+    controls = [steer(family, folder / net, i, weight=weights[i], start=windows[i][0], end=windows[i][1]) for i, net in enumerate(nets)]
+    assert_same(ours(family, controls), reference(folder, nets, weights, windows))
+
+
+def test_img2img_and_inpaint(family: QwenImage, folder: Path) -> None:
+    expected = theirs("QwenImageImg2ImgPipeline", folder, image=image(picture(5)), strength=0.7)
+    assert_same(ours(family, true_scale=GUIDANCE, image_HWC=picture(5), strength=0.7), expected)
+    pictures: dict[str, Any] = {"image": image(picture(5)), "mask_image": image(left_half())}
+    expected = theirs("QwenImageInpaintPipeline", folder, strength=0.8, **pictures)
+    assert_same(ours(family, true_scale=GUIDANCE, image_HWC=picture(5), mask_HW=left_half(), strength=0.8), expected)
+
+
+def test_a_controlnet_for_inpainting(family: QwenImage, folder: Path) -> None:
+    expected = theirs("QwenImageControlNetInpaintPipeline", folder, "hole", control_mask=image(left_half()))
+    net = family.load_control(Folder(folder / "hole"))
+    prepared = family.prepare(net, Hint(picture(0), "inpaint", left_half()))
+    assert_same(ours(family, [Steering(prepared)], true_scale=GUIDANCE), expected)
+    black = picture(0).copy()
+    black[:, : WIDTH // 2] = 0
+    assert torch.equal(net.features(Hint(black, "inpaint")), net.features(Hint(picture(0), "inpaint", left_half())))
+
+
+def test_pictures_and_latents(family: QwenImage, folder: Path) -> None:
+    latents = family.encode_image(picture(0))
+    assert latents.shape == (1, *family.latent_shape(WIDTH, HEIGHT))
+    pipe = their_pipe("QwenImagePipeline", folder)
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1, 1) for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+    with torch.no_grad():
+        expected = pipe.vae.decode(latents[:, :, None] * std + mean, return_dict=False)[0][:, :, 0]
+    torch.testing.assert_close(family.decode(latents), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["prompt", "control", "guess"])
+def test_modes(mode: Any, family: QwenImage, folder: Path) -> None:
+    balanced = ours(family, [steer(family, folder / "net-0")], true_scale=GUIDANCE)
+    assert (ours(family, [steer(family, folder / "net-0", mode=mode)], true_scale=GUIDANCE) - balanced).abs().max() > 1e-3
+
+
+def test_a_region_holds_residuals_to_its_tokens(family: QwenImage, folder: Path) -> None:
+    x, t, text = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(SEED)), torch.tensor(500.0), drawing(family, PROMPT, 1)
+    part = steer(family, folder / "net-0", mask_HW=torch.from_numpy(left_half() / np.float32(255)))
+    whole = steer(family, folder / "net-0")
+    for got, expected in zip(part.residuals(x, t, text)["blocks/2"], whole.residuals(x, t, text)["blocks/2"], strict=True):
+        rows, reference_rows = (one.reshape(1, 4, 6, -1) for one in (got, expected))
+        assert torch.equal(rows[:, :, :3], reference_rows[:, :, :3])
+        assert not rows[:, :, 3:].any()
+    assert part.control.levels == 2
+
+
+def test_weights_and_long_prompts(family: QwenImage) -> None:
+    plain, weighted = family.encode_prompt(PROMPT), family.encode_prompt(parse("(a red sphere:2) left", 1).parts[0].at(0))
+    assert plain.dropped == ""
+    unweighted = family.encode_prompt("a red sphere left")
+    ratio = weighted.tokens_BLD / unweighted.tokens_BLD
+    words = len(family.tokenizer("a red sphere").input_ids)
+    torch.testing.assert_close(ratio[0, :words], torch.full_like(ratio[0, :words], 2.0))
+    torch.testing.assert_close(ratio[0, words:], torch.ones_like(ratio[0, words:]))
+    long = family.encode_prompt("a red sphere " * 600 + "snow")
+    assert long.tokens_BLD.shape[1] == 512
+    assert long.dropped.endswith("snow")
+
+
+def test_what_does_not_fit_is_refused(family: QwenImage, folder: Path, tmp_path: Path) -> None:
+    tinymodels_flux.build_controlnet(tmp_path / "flux")
+    tinymodels_qwenimage.build_controlnet(tmp_path / "narrow", num_attention_heads=1)
+    with pytest.raises(Mismatch, match=r"is a ControlNet for FLUX.1, the base model .* is Qwen-Image"):
+        family.check_control(Folder(tmp_path / "flux"))
+    with pytest.raises(Mismatch, match=r"width 16, the base model .* 32"):
+        family.check_control(Folder(tmp_path / "narrow"))
+    with pytest.raises(BadRequest, match="multiples of 16 pixels"):
+        family.latent_shape(72, 64)
+    assert QwenImage.recognises(Folder(folder / "base"))

@@ -1,0 +1,216 @@
+"""Z-Image in the one loop against diffusers' own pipelines: same weights, seeds and sampler, fp32 final latents within 1e-4.
+
+diffusers runs one ControlNet here, from the first step to the last, in txt2img; the rest is held against a loop written out below.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from core.errors import BadRequest, Mismatch
+from pipelines.checkpoint import Folder
+from pipelines.families.zimage import ZImage
+from pipelines.family import Hint
+from pipelines.steering import Steering
+from tests import tinymodels_flux, tinymodels_zimage
+from tests.pipelines.flow_parity import (
+    HEIGHT,
+    NEGATIVE,
+    PLACE,
+    PROMPT,
+    SEED,
+    STEPS,
+    WIDTH,
+    assert_same,
+    drawing,
+    generators,
+    image,
+    left_half,
+    means_for_samples,
+    ours,
+    picture,
+)
+
+# diffusers' pipelines call numpy.array on a tensor; only the oracle does, never our loop.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
+]
+
+GUIDANCE = 3.0
+NETS: dict[str, dict[str, Any]] = {
+    "net-0": {},
+    "net-1": {"control_layers_places": [0, 1]},
+    "refined": {"add_control_noise_refiner": "control_noise_refiner", "control_refiner_layers_places": [0], "control_in_dim": 33},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base, two ControlNets that add to different layers, and one of the second version, with channels for a hole."""
+    root = tmp_path_factory.mktemp("zimage")
+    tinymodels_zimage.build_base(root / "base")
+    for seed, (name, config) in enumerate(NETS.items()):
+        tinymodels_zimage.build_controlnet(root / name, seed=seed + 1, **config)
+    return root
+
+
+@pytest.fixture(scope="module")
+def family(folder: Path) -> ZImage:
+    """The base, loaded."""
+    return ZImage.load(Folder(folder / "base"), PLACE)
+
+
+def steer(family: ZImage, net: Path, i: int = 0, **how: Any) -> Steering:
+    return Steering(family.prepare(family.load_control(Folder(net)), Hint(picture(i), "canny")), **how)
+
+
+def their_net(folder: Path) -> Any:
+    import diffusers
+
+    net = diffusers.ZImageControlNetModel.from_pretrained(folder)
+    net.gradient_checkpointing = False  # read by its forward, never set
+    return net
+
+
+def theirs(kind: str, folder: Path, net: str = "", **call: Any) -> Tensor:
+    """Final latents (B, C, H, W) of a diffusers pipeline; scale: the usual one, theirs counts from 0."""
+    import diffusers
+
+    scale = call.pop("scale", GUIDANCE)
+    parts: dict[str, Any] = {}
+    if net:
+        parts["controlnet"], call["control_image"] = their_net(folder / net), image(picture(0))
+    pipe = getattr(diffusers, kind).from_pretrained(folder / "base", local_files_only=True, **parts)
+    pipe.set_progress_bar_config(disable=True)
+    with means_for_samples():
+        latents = pipe(
+            PROMPT,
+            negative_prompt=NEGATIVE,
+            height=HEIGHT,
+            width=WIDTH,
+            num_inference_steps=STEPS,
+            guidance_scale=scale - 1.0,
+            generator=generators()[0],
+            output_type="latent",
+            **call,
+        ).images
+    assert isinstance(latents, Tensor)
+    return latents
+
+
+@torch.no_grad()
+def reference(folder: Path, nets: Sequence[str], weights: Sequence[float], windows: Sequence[tuple[float, float]]) -> Tensor:
+    """Several ControlNets, each in its window, without guidance: what diffusers' loop would be."""
+    import diffusers
+
+    pipe = diffusers.ZImagePipeline.from_pretrained(folder / "base")
+    loaded = [diffusers.ZImageControlNetModel.from_transformer(their_net(folder / net), pipe.transformer) for net in nets]
+    pixels = [pipe.image_processor.preprocess(image(picture(i))) for i in range(len(nets))]
+    shift, factor = pipe.vae.config.shift_factor, pipe.vae.config.scaling_factor
+    maps = [((pipe.vae.encode(one).latent_dist.mean - shift) * factor)[:, :, None] for one in pixels]
+    embeds, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    x = torch.randn(1, 16, HEIGHT // 8, WIDTH // 8, generator=generators()[0])
+    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS))
+    for i, t in enumerate(pipe.scheduler.timesteps):
+        told = ([x[0][:, None]], (1000 - t[None]) / 1000, embeds)
+        layers: dict[int, Tensor] = {}
+        for net, cond, weight, (start, end) in zip(loaded, maps, weights, windows, strict=True):
+            if i / STEPS >= start and (i + 1) / STEPS <= end:
+                for layer, residual in net(*told, cond, conditioning_scale=weight).items():
+                    layers[layer] = layers[layer] + residual if layer in layers else residual
+        out = pipe.transformer(*told, controlnet_block_samples=layers, return_dict=False)[0]
+        x = pipe.scheduler.step(-out[0][None, :, 0], t, x, return_dict=False)[0]
+    return x
+
+
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_txt2img(scale: float, family: ZImage, folder: Path) -> None:
+    assert_same(ours(family, true_scale=scale), theirs("ZImagePipeline", folder, scale=scale))
+
+
+def test_several_pictures_are_those_drawn_alone(family: ZImage, folder: Path) -> None:
+    controls = [steer(family, folder / "net-0")]
+    both = ours(family, controls, true_scale=GUIDANCE, count=2)
+    # The rows of a batch are multiplied in another order.
+    torch.testing.assert_close(both[:1], ours(family, controls, true_scale=GUIDANCE), rtol=0, atol=1e-4)
+    assert (both[0] - both[1]).abs().max() > 0.1
+
+
+# diffusers scales what the second version's refiner adds inside the ControlNet too; the loop's weight is on what the base is given.
+@pytest.mark.parametrize(("net", "weight"), [("net-0", 0.7), ("refined", 1.0)])
+@pytest.mark.parametrize("scale", [1.0, GUIDANCE])
+def test_a_controlnet(scale: float, net: str, weight: float, family: ZImage, folder: Path) -> None:
+    """Each half of guidance is steered by what the ControlNet makes of its own prompt."""
+    expected = theirs("ZImageControlNetPipeline", folder, net, scale=scale, controlnet_conditioning_scale=weight)
+    got = ours(family, [steer(family, folder / net, weight=weight)], true_scale=scale)
+    assert_same(got, expected)
+    assert (got - ours(family, true_scale=scale)).abs().max() > 1e-2  # the control did something
+
+
+def test_two_controlnets_in_their_windows(family: ZImage, folder: Path) -> None:
+    nets, weights, windows = ["net-0", "net-1"], [0.7, 0.4], [(0.0, 0.6), (0.3, 1.0)]
+    controls = [steer(family, folder / net, i, weight=weights[i], start=windows[i][0], end=windows[i][1]) for i, net in enumerate(nets)]
+    assert_same(ours(family, controls), reference(folder, nets, weights, windows))
+
+
+def test_img2img_and_inpaint(family: ZImage, folder: Path) -> None:
+    expected = theirs("ZImageImg2ImgPipeline", folder, image=image(picture(5)), strength=0.7)
+    assert_same(ours(family, true_scale=GUIDANCE, image_HWC=picture(5), strength=0.7), expected)
+    pictures: dict[str, Any] = {"image": image(picture(5)), "mask_image": image(left_half())}
+    expected = theirs("ZImageInpaintPipeline", folder, strength=0.8, **pictures)
+    assert_same(ours(family, true_scale=GUIDANCE, image_HWC=picture(5), mask_HW=left_half(), strength=0.8), expected)
+
+
+@pytest.mark.parametrize("mode", ["prompt", "control", "guess"])
+def test_modes_beside_one_that_steers_both_halves(mode: Any, family: ZImage, folder: Path) -> None:
+    """Texts of different lengths: residuals of one half and of both are added up."""
+    first, second = steer(family, folder / "net-0"), steer(family, folder / "net-1", 1)
+    balanced = ours(family, [first, second], true_scale=GUIDANCE)
+    other = ours(family, [first, steer(family, folder / "net-1", 1, mode=mode)], true_scale=GUIDANCE)
+    assert (other - balanced).abs().max() > 1e-3
+
+
+def test_a_region_holds_residuals_to_its_tokens(family: ZImage, folder: Path) -> None:
+    """What stands beside the picture's tokens is scaled by the region's share."""
+    x, t, text = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(SEED)), torch.tensor(500.0), drawing(family, PROMPT, 1)
+    part = steer(family, folder / "net-0", mask_HW=torch.from_numpy(left_half() / np.float32(255)))
+    whole = steer(family, folder / "net-0")
+    for name, (expected,) in whole.residuals(x, t, text).items():
+        got = part.residuals(x, t, text)[name][0]
+        rows, reference_rows = (one[:, :24].reshape(1, 4, 6, -1) for one in (got, expected))
+        assert torch.equal(rows[:, :, :3], reference_rows[:, :, :3])
+        assert not rows[:, :, 3:].any()
+        torch.testing.assert_close(got[:, 24:], expected[:, 24:] * 0.5)
+    assert part.control.levels == 2
+    ones = steer(family, folder / "net-0", mask_HW=torch.ones(HEIGHT, WIDTH))
+    assert torch.equal(ours(family, [ones]), ours(family, [whole]))
+
+
+def test_long_prompts_say_what_was_dropped(family: ZImage) -> None:
+    text = family.encode_prompt("a red sphere " * 600 + "snow")
+    assert text.tokens_BLD.shape[1] == 512
+    assert text.dropped.endswith("snow")
+
+
+def test_what_does_not_fit_is_refused(family: ZImage, folder: Path, tmp_path: Path) -> None:
+    tinymodels_flux.build_controlnet(tmp_path / "flux")
+    tinymodels_zimage.build_controlnet(tmp_path / "wide", dim=64)
+    tinymodels_zimage.build_controlnet(tmp_path / "deep", control_layers_places=[0, 7])
+    tinymodels_zimage.build_controlnet(tmp_path / "thin", control_in_dim=4)
+    for name, message in (
+        ("flux", "is a ControlNet for FLUX.1, the base model .* is Z-Image"),
+        ("wide", "dim 64, the base model .* 32"),
+        ("deep", "adds to layer 7, the base model has layers 0 to 2"),
+        ("thin", "takes 4 channels, the base model's latents have 16"),
+    ):
+        with pytest.raises(Mismatch, match=message):
+            family.check_control(Folder(tmp_path / name))
+    with pytest.raises(BadRequest, match="multiples of 16 pixels"):
+        family.latent_shape(72, 64)
+    assert ZImage.recognises(Folder(folder / "base"))
