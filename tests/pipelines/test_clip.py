@@ -97,6 +97,18 @@ def test_attention_mask_where_the_encoder_was_trained_with_one(tokenizer: Any) -
     assert torch.equal(encode_windows(encoder, tokenizer, plain("a red cube")).tokens_1LD, expected)
 
 
+def test_an_offloaded_encoder_encodes_alike(tokenizer: Any, encoder: Any) -> None:
+    """Its weights are on no device while it waits."""
+    import copy
+
+    from accelerate import cpu_offload
+
+    offloaded = cpu_offload(copy.deepcopy(encoder), torch.device("cpu"))
+    assert offloaded.get_input_embeddings().weight.device.type == "meta"
+    expected = encode_windows(encoder, tokenizer, plain("a red cube")).tokens_1LD
+    assert torch.equal(encode_windows(offloaded, tokenizer, plain("a red cube")).tokens_1LD, expected)
+
+
 @torch.no_grad()
 def test_clip_skip(tokenizer: Any, encoder: Any, projecting: Any) -> None:
     prompt = "a red cube"
