@@ -9,24 +9,31 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import PIL.Image
 
 import controls
 from controls.prepare import Prepared, load_map
+from controls.source import load_source
 from core.control import Control, Image, Score
-from core.errors import BadImage, BadModel, BadRequest, OutOfMemory, unknown_name
+from core.errors import BadImage, BadRequest, Cancelled, unknown_name
+from core.files import sha256_file
 from core.provenance import ControlRecord, Fidelity, Record, WeightFile, write_picture
 from core.request import ControlUnit, Frozen, RenderRequest
 
 if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
     from torch import Tensor
 
-    from pipelines.denoise import Plan, Steering
+    from pipelines.adapters import Lora, LoraStack
     from pipelines.engine import Engine
     from pipelines.family import Family
+    from pipelines.passes import Drawn, Passes, Source
+    from pipelines.planning import Given, Words
+    from pipelines.preview import Preview
 
+ROOT = Path(__file__).resolve().parent
 # Pictures are drawn in batches of at most so many pixels: more gain nothing and only cost memory.
 _BATCH_PX = {"cpu": 8 * 128 * 128, "other": 8 * 512 * 512}
 _LARGEST_BATCH = 16
@@ -37,7 +44,7 @@ class Picture:
     """A finished picture.
 
     image: PIL, RGB. fidelity: a score for each of the request's controls, None where it cannot be measured. maps: the control maps as the
-    networks saw them. record: all that is needed to make it again.
+    networks saw them last, at the picture's size. record: all that is needed to make it again.
     """
 
     image: PIL.Image.Image
@@ -60,10 +67,15 @@ class Step:
     steps: int
     pictures: range
     _preview: Callable[[], list[Image]]
+    _decode: Callable[[], list[Image]]
 
     def preview(self) -> list[Image]:
-        """What the pictures would look like now (RGB uint8 HWC): the denoised estimate, decoded when asked for."""
+        """What the pictures look like now (RGB uint8 HWC), fast and coarse: x̂_0 without the autoencoder."""
         return self._preview()
+
+    def decode(self) -> list[Image]:
+        """The same through the autoencoder: exact, and as slow as the end of a render."""
+        return self._decode()
 
 
 OnStep = Callable[[Step], None]
@@ -72,146 +84,206 @@ OnStep = Callable[[Step], None]
 class Renderer:
     """Draws requests with the models it keeps loaded."""
 
-    def __init__(self, engine: "Engine", model: str) -> None:
-        self.engine, self.model = engine, model
+    def __init__(self, engine: "Engine", model: str, preview: "Preview | None" = None) -> None:
+        self.engine, self.model, self.preview = engine, model, preview
+        self._stacks: WeakKeyDictionary[Family, LoraStack] = WeakKeyDictionary()
 
     @classmethod
-    def open(cls, model: str = "toyland", device: str | None = None, dtype: str | None = None) -> "Renderer":
+    def open(cls, model: str = "toyland", device: str | None = None, dtype: str | None = None, *, preview: str | None = None) -> "Renderer":
         """A renderer with `model` loaded; requests that name no model of their own are drawn with it.
 
         device: 'cuda', 'mps' or 'cpu', by default the first of them on this machine; dtype: 'float32' (default on the CPU), 'float16'
-        (default elsewhere) or 'bfloat16'.
+        (default elsewhere) or 'bfloat16'; preview: an AutoencoderTiny to show steps with, by default a linear map that is fitted.
 
         Raises:
             BadModel, Mismatch: the model is missing, incomplete, damaged or of an unknown family.
             BadRequest: no such device or dtype.
+            OutOfMemory: the model is too large for this machine.
         """
         from pipelines.engine import Engine, choose_place, resolve
+        from pipelines.preview import TinyPreview
 
-        renderer = cls(Engine(choose_place(device, dtype)), model)
-        renderer.engine.base(resolve(model))
+        spot = choose_place(device, dtype)
+        renderer = cls(Engine(spot), model, None if preview is None else TinyPreview.load(resolve(preview), spot))
+        renderer._base(model)
         return renderer
 
-    def render(self, request: RenderRequest, on_step: OnStep | None = None) -> list[Picture]:
-        """The request's pictures, in order; `on_step` sees every step and may raise `Cancelled`.
+    def render(
+        self, request: RenderRequest, on_step: OnStep | None = None, *, cancelled: Callable[[], bool] | None = None
+    ) -> list[Picture]:
+        """The request's pictures, in order; `on_step` sees every step and may raise `Cancelled`; `cancelled` is asked before every network.
 
         Raises:
             UserError: the request, a file or a model is wrong; found before anything is drawn.
-            OutOfMemory: the pictures are too large for this machine.
+            OutOfMemory: the pictures are too large for this machine; the message names a size that fits.
         """
-        return list(self.stream(request, on_step))
+        return list(self.stream(request, on_step, cancelled=cancelled))
 
-    def stream(self, request: RenderRequest, on_step: OnStep | None = None) -> Iterator[Picture]:
+    def stream(
+        self, request: RenderRequest, on_step: OnStep | None = None, *, cancelled: Callable[[], bool] | None = None
+    ) -> Iterator[Picture]:
         """As `render`, each picture as soon as its batch is done."""
         if "model" not in request.model_fields_set:
             request = request.model_copy(update={"model": self.model})
         job = self._check(request)
-        for first in range(0, request.count, job.batch):
-            yield from job.draw(range(first, min(first + job.batch, request.count)), on_step)
+        for pictures in job.batches():
+            yield from job.draw(pictures, on_step, cancelled)
 
     def _check(self, request: RenderRequest) -> "_Job":
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""
         from pipelines import samplers
-        from pipelines.checkpoint import open_checkpoint
-        from pipelines.engine import resolve
+        from pipelines.memory import explained
+        from pipelines.passes import Passes, Source
+        from pipelines.planning import loras_of, stages_of, with_controls, with_defaults, words_of
         from pipelines.schedules import SCHEDULES
 
         samplers.get(request.sampler)
         if request.schedule not in SCHEDULES:
             raise unknown_name("schedule", request.schedule, SCHEDULES)
-        for place, unit in enumerate(request.controls):
-            _check_unit(unit, place)
-        family = self.engine.base(resolve(request.model))
+        _check_files(request)
+        for i, unit in enumerate(request.controls):
+            _check_unit(unit, i)
+        words = [words_of(request, i, next(iter(_folders("wildcards")), None)) for i in range(request.count)]
+        family = self._base(request.model)
+        request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):
             if value % family.cell_px:
                 raise BadRequest(f"{name} = {value}: this model draws in cells of {family.cell_px} pixels; give a multiple")
+        stages = stages_of(request, family)
+        folders = _folders("loras", family.checkpoint.path)
+        loras = {one: loras_of(request, one, folders) for one in dict.fromkeys(words)}
+        nets, weights = self._nets(request, family)
+        for i, path in enumerate(dict.fromkeys(lora.path for some in loras.values() for lora in some)):
+            weights.append(WeightFile(part=f"lora {i}", file=path.name, sha256=sha256_file(path)))
+        begin = load_source(request)
+        source = None if begin is None else Source(*begin)
+        maps = [tuple(load_map(unit, stage.width, stage.height, model=request.model) for unit in request.controls) for stage in stages]
+        with explained("to prepare the controls and the text", "give fewer controls or a smaller size, or use a smaller model"):
+            for i, found in enumerate(maps):
+                if i == 0 or request.hires is None or request.hires.with_control:
+                    given = [_given(*one, source) for one in zip(request.controls, nets, found, strict=True)]
+                    stages[i] = with_controls(stages[i], family, given)
+            passes = Passes(request, family, stages, self._stack(family), source)
+            passes.prepare(words[0], loras[words[0]])
+        return _Job(passes, tuple(words), loras, maps[-1], tuple(weights), self.preview)
+
+    def _base(self, model: str) -> "Family":
+        from pipelines.engine import resolve
+        from pipelines.memory import explained
+
+        with explained(f"to load {model!r}", "use a smaller model, or dtype float16"):
+            family = self.engine.base(resolve(model))
+        embeddings = _folders("embeddings", family.checkpoint.path)
+        if embeddings and getattr(family, "inversions", ()) is None:
+            from pipelines.inversion import load_inversions
+
+            setattr(family, "inversions", load_inversions(*embeddings))  # noqa: B010 (UNet families alone have them)
+        return family
+
+    def _stack(self, family: "Family") -> "LoraStack":
+        from pipelines.adapters import LoraStack
+
+        if family not in self._stacks:
+            self._stacks[family] = LoraStack(family.networks())
+        return self._stacks[family]
+
+    def _nets(self, request: RenderRequest, family: "Family") -> tuple[list[Any], list[WeightFile]]:
+        """A network for each control, and all weight files that take part."""
+        from pipelines.checkpoint import open_checkpoint
+        from pipelines.memory import explained
+
         folders = [_control_folder(unit, family) for unit in request.controls]
         for folder in folders:
-            family.check_control(open_checkpoint(folder))
-        nets = [self.engine.control(family, folder) for folder in folders]
-        maps = [load_map(unit, request.width, request.height) for unit in request.controls]
+            if folder is not None:
+                family.check_control(open_checkpoint(folder))
+        with explained("to load the ControlNets", "give fewer controls, or use dtype float16"):
+            nets = [family.own_control() if folder is None else self.engine.control(family, folder) for folder in folders]
         weights = self.engine.weights("base", family.checkpoint.path, tuple(family.networks()))
-        for place, folder in enumerate(folders):
-            weights += self.engine.weights(f"control {place}", folder)
-        plan, notes = _plan(request, family, nets, maps)
-        return _Job(request, family, plan, tuple(maps), tuple(weights), notes)
+        for i, folder in enumerate(folders):
+            weights += [] if folder is None else self.engine.weights(f"control {i}", folder)
+        return nets, weights
 
 
 @dataclass(frozen=True, eq=False)
 class _Job:
-    """A checked request, ready to draw."""
+    """A checked request, ready to draw. words: each picture's; maps: at the size of the finished pictures."""
 
-    request: RenderRequest
-    family: "Family"
-    plan: "Plan"
+    passes: "Passes"
+    words: "tuple[Words, ...]"
+    loras: "dict[Words, tuple[Lora, ...]]"
     maps: tuple[Prepared, ...]
     weights: tuple[WeightFile, ...]
-    notes: tuple[str, ...]
+    preview: "Preview | None"
 
-    @property
-    def batch(self) -> int:
-        limit = _BATCH_PX["cpu" if self.family.place.device.type == "cpu" else "other"]
-        return max(1, min(_LARGEST_BATCH, limit // (self.request.width * self.request.height)))
+    def batches(self) -> Iterator[range]:
+        """Pictures that are drawn together: neighbours with the same words, as many as gain anything."""
+        request, (width, height) = self.passes.request, self.passes.size
+        limit = _BATCH_PX["cpu" if self.passes.family.place.device.type == "cpu" else "other"]
+        most, first = max(1, min(_LARGEST_BATCH, limit // (width * height))), 0
+        for i in range(1, request.count + 1):
+            if i == request.count or i - first == most or self.words[i] != self.words[first]:
+                yield range(first, i)
+                first = i
 
-    def draw(self, pictures: range, on_step: OnStep | None) -> Iterator[Picture]:
+    def draw(self, pictures: range, on_step: OnStep | None, cancelled: Callable[[], bool] | None) -> Iterator[Picture]:
         """The pictures with these numbers, drawn together."""
-        import torch
-
-        from pipelines.denoise import denoise, seeded_noise
         from pipelines.images import tensor_to_pictures
+        from pipelines.preview import linear_preview, previews
 
-        def decoded(latents: "Tensor") -> list[Image]:
-            return tensor_to_pictures(self.family.decode(latents))
+        passes, family = self.passes, self.passes.family
 
-        def report(i: int, denoised: "Tensor") -> None:
+        def report(rows: range, i: int, denoised: "Tensor") -> None:
             if on_step is not None:
-                on_step(Step(i, self.request.steps, pictures, lambda: decoded(denoised)))
+                shown = lambda: previews(self.preview or linear_preview(family), denoised, *_size_of(passes, denoised))  # noqa: E731
+                on_step(Step(i, passes.steps, rows, shown, lambda: tensor_to_pictures(family.decode(denoised))))
 
-        shape = self.family.latent_shape(self.request.width, self.request.height)
-        noise = seeded_noise([self.request.seed + i for i in pictures], shape, self.family.place.device)
-        try:
-            latents = denoise(self.family, self.plan, noise, report)
-            pixels = self.family.decode(latents)
-        except (MemoryError, RuntimeError) as error:
-            # On a GPU torch has an exception of its own, on the CPU only words.
-            if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "DefaultCPUAllocator" not in str(error):
-                raise
-            raise OutOfMemory(
-                f"no memory for {len(pictures)} pictures of {self.request.width}x{self.request.height} on {self.family.place.device}: "
-                "draw smaller or fewer pictures"
-            ) from error
-        if not bool(pixels.isfinite().all()):
-            raise BadModel(f"the picture is not finite after decoding in {self.family.place.dtype}: try dtype float32")
-        for i, image_HWC in zip(pictures, tensor_to_pictures(pixels), strict=True):
-            yield self._finished(i, image_HWC)
+        def before_call() -> None:
+            if cancelled is not None and cancelled():
+                raise Cancelled("cancelled by the caller")
 
-    def _finished(self, index: int, image_HWC: Image) -> Picture:
+        words = self.words[pictures.start]
+        found = passes.draw(pictures, words, self.loras[words], report, before_call)
+        for i, drawn in zip(pictures, found, strict=True):
+            yield self._finished(i, drawn)
+
+    def _finished(self, index: int, drawn: "Drawn") -> Picture:
+        request, words, place_ = self.passes.request, self.words[index], self.passes.family.place
         scores, records = [], []
-        for unit, prepared in zip(self.request.controls, self.maps, strict=True):
+        for unit, prepared in zip(request.controls, self.maps, strict=True):
             control, params = _kind(unit)
-            score = control.compare(prepared.map_HWC, image_HWC, params)
+            score = control.compare(prepared.map_HWC, drawn.image_HWC, params)
             scores.append(score)
             records.append(
                 ControlRecord(
                     source_sha256=prepared.source_sha256,
                     map_sha256=prepared.map_sha256,
                     mask_sha256=prepared.mask_sha256,
-                    params={} if unit.ready else params.model_dump(mode="json"),
+                    params=dict(prepared.params),
                     fidelity=None if score is None else Fidelity.of(score),
                 )
             )
         record = Record(
-            request=self.request,
+            request=request,
             index=index,
-            seed=self.request.seed + index,
+            seed=request.seeds(index)[0],
+            prompt=words.prompt if words.prompt != request.prompt else None,
+            negative_prompt=words.negative if words.negative != request.negative_prompt else None,
             weights=self.weights,
             controls=tuple(records),
-            device=str(self.family.place.device),
-            dtype=str(self.family.place.dtype).removeprefix("torch."),
-            notes=self.notes,
+            init_sha256=_hash(request.init_image),
+            mask_sha256=_hash(request.mask),
+            device=str(place_.device),
+            dtype=str(place_.dtype).removeprefix("torch."),
+            notes=(*dict.fromkeys(warning for prepared in self.maps for warning in prepared.warnings), *drawn.notes),
         )
         maps = tuple(prepared.map_HWC for prepared in self.maps)
-        return Picture(PIL.Image.fromarray(image_HWC), tuple(scores), maps, record)
+        return Picture(PIL.Image.fromarray(drawn.image_HWC), tuple(scores), maps, record)
+
+
+def _size_of(passes: "Passes", latents: "Tensor") -> tuple[int, int]:
+    """Width and height, in pixels, of the stage that latents are of."""
+    sizes = [(stage.width, stage.height) for stage in passes.stages]
+    return next(size for size in sizes if passes.family.latent_shape(*size)[1:] == tuple(latents.shape[-2:]))
 
 
 def _kind(unit: ControlUnit) -> tuple[Control, Frozen]:
@@ -219,18 +291,37 @@ def _kind(unit: ControlUnit) -> tuple[Control, Frozen]:
     return control, control.parse_params(unit.params)
 
 
-def _check_unit(unit: ControlUnit, place: int) -> None:
+def _hash(path: Path | None) -> str | None:
+    return None if path is None else sha256_file(path)
+
+
+def _folders(name: str, base: Path | None = None) -> list[Path]:
+    """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's models."""
+    beside = [] if base is None else [base.resolve().parent / name]
+    return [folder for folder in (*beside, Path(name), ROOT / "models" / name) if folder.is_dir()]
+
+
+def _check_files(request: RenderRequest) -> None:
+    for what, path in (("init_image", request.init_image), ("mask", request.mask)):
+        if path is not None and not path.is_file():
+            raise BadImage(f"{what} {str(path)!r} is not a file: check the path")
+
+
+def _check_unit(unit: ControlUnit, index: int) -> None:
     """Whether a control's kind and settings are known and its files are there."""
     control, _ = _kind(unit)
     for what, path in (("image", unit.image), ("mask", unit.mask)):
         if path is not None and not path.is_file():
-            raise BadImage(f"control {place} ({unit.kind}): {what} {str(path)!r} is not a file: check the path")
+            raise BadImage(f"control {index} ({unit.kind}): {what} {str(path)!r} is not a file: check the path")
     if not unit.ready and not control.available() and unit.image.suffix.lower() != ".json":
-        raise BadRequest(f"control {place}: no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
+        raise BadRequest(f"control {index}: no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
 
-def _control_folder(unit: ControlUnit, family: "Family") -> Path:
-    """The ControlNet that a control names, or the one for its kind: beside the base model, else the published one."""
+def _control_folder(unit: ControlUnit, family: "Family") -> Path | None:
+    """The ControlNet that a control names, or the one for its kind: beside the base model, else the published one.
+
+    None for a base model that reads maps itself.
+    """
     from pipelines.engine import default_control, resolve
 
     if unit.model is not None:
@@ -238,53 +329,18 @@ def _control_folder(unit: ControlUnit, family: "Family") -> Path:
     beside = default_control(family.checkpoint.path, unit.kind)
     if beside is not None:
         return beside
+    if family.own_control() is not None:
+        return None
     published = controls.get(unit.kind).weights.get(family.name)
     if published is None:
         raise BadRequest(f"no ControlNet for {unit.kind} is known for this model: give one with model=FOLDER")
     return resolve(published.repo, published.revision)
 
 
-def _plan(request: RenderRequest, family: "Family", nets: list[Any], maps: list[Prepared]) -> tuple["Plan", tuple[str, ...]]:
-    """What the loop needs, and what the user should know."""
-    from pipelines import samplers
-    from pipelines.denoise import Plan
-    from pipelines.family import Drawing
-    from pipelines.schedules import make_times
-
-    sampler = samplers.get(request.sampler)
-    times = make_times(
-        family.path,
-        request.schedule,
-        request.steps,
-        sampler.grid,
-        steps_offset=family.steps_offset,
-        end_on_first=family.end_on_first,
-    )
-    guided = request.guidance_scale != 1.0
-    drawing = Drawing(request.width, request.height, request.guidance_scale)
-    positive = family.bind(family.encode_prompt(request.prompt), drawing)
-    negative = family.bind(family.encode_prompt(request.negative_prompt), drawing) if guided else None
-    notes = [warning for prepared in maps for warning in prepared.warnings]
-    for name, text in (("prompt", positive), ("negative prompt", negative)):
-        if text is not None and text.dropped:
-            notes.append(f"the {name} is longer than the text encoder takes; dropped: {text.dropped!r}")
-    controls_ = _steerings(request, family, nets, maps)
-    return Plan(sampler, times, positive, negative, request.guidance_scale, controls_), tuple(notes)
-
-
-def _steerings(request: RenderRequest, family: "Family", nets: list[Any], maps: list[Prepared]) -> tuple["Steering", ...]:
-    """The controls ready for the loop; one map through one network is embedded once, however often it is used."""
-    import torch
-
-    from pipelines.denoise import Steering
+def _given(unit: ControlUnit, net: Any, prepared: Prepared, source: "Source | None") -> "Given":
+    """A control as planning takes it; an inpainting ControlNet is shown where the picture is painted."""
     from pipelines.family import Hint
+    from pipelines.planning import Given
 
-    prepared: dict[tuple[int, str, str], Any] = {}
-    steerings = []
-    for unit, net, one in zip(request.controls, nets, maps, strict=True):
-        key = (id(net), one.map_sha256, unit.kind)
-        if key not in prepared:
-            prepared[key] = family.prepare(net, Hint(one.map_HWC, unit.kind))
-        mask = None if one.mask_HW is None else torch.from_numpy(one.mask_HW).float() / 255.0
-        steerings.append(Steering(prepared[key], unit.weight, unit.start, unit.end, unit.mode, mask))
-    return tuple(steerings)
+    hole = source.mask_HW if source is not None and unit.kind == "inpaint" else None
+    return Given(unit, net, Hint(prepared.map_HWC, unit.kind, hole), prepared.map_sha256, prepared.mask_HW)

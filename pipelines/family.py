@@ -192,6 +192,10 @@ class Family(ABC):
         """One row of text; the same words are encoded once."""
         return self._encoded(plain(prompt) if isinstance(prompt, str) else prompt, clip_skip)
 
+    def forget_texts(self) -> None:
+        """Encode every text anew from now on: the encoders have changed."""
+        self._encoded.cache_clear()
+
     @abstractmethod
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
         """One row of text, encoded anew. clip_skip: the CLIP layer that is read, counted from the last, which is 1."""
