@@ -15,6 +15,7 @@ over the axes of the pictures.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, TypeAlias, overload
 
 import torch
@@ -103,8 +104,23 @@ class Path:
         if isinstance(t, Tensor):
             alpha, sigma = self._between(t.detach().to("cpu", torch.float64))
             return alpha.float().to(t.device), sigma.float().to(t.device)
-        alpha, sigma = self._between(torch.tensor(t, dtype=torch.float64))
-        return float(alpha), float(sigma)
+        return self._at(t)
+
+    def _at(self, t: float) -> tuple[float, float]:
+        """α and σ at timestep t, without a tensor: samplers ask in the middle of their loops."""
+        if self.kind == "flow":
+            return self.from_level(t / len(self))
+        low = min(max(math.floor(t), 0), len(self) - 1)
+        alphas, sigmas, levels = self._host
+        if t == low:
+            return alphas[low], sigmas[low]
+        high = min(low + 1, len(self) - 1)
+        return self.from_level(levels[low] + (t - low) * (levels[high] - levels[low]))
+
+    @cached_property
+    def _host(self) -> tuple[list[float], list[float], list[float]]:
+        """α, σ and level of the table as Python's floats."""
+        return self.alphas_T.tolist(), self.sigmas_T.tolist(), self.levels().tolist()
 
     def _between(self, t: Tensor) -> tuple[Tensor, Tensor]:
         if self.kind == "flow":  # the formula is the table
@@ -123,11 +139,15 @@ class Path:
         alphas_cumprod_T = (self.alphas_T**2).clamp(min=SMALLEST_ALPHA_CUMPROD)
         return ((1.0 - alphas_cumprod_T) / alphas_cumprod_T).sqrt()
 
-    def from_level(self, level: Tensor) -> tuple[Tensor, Tensor]:
+    @overload
+    def from_level(self, level: float) -> tuple[float, float]: ...
+    @overload
+    def from_level(self, level: Tensor) -> tuple[Tensor, Tensor]: ...
+    def from_level(self, level: Scalar) -> tuple[Scalar, Scalar]:
         """α and σ on this path at a noise level."""
         if self.kind == "flow":
             return 1.0 - level, level
-        alpha = torch.ones_like(level) if self.kind == "ve" else 1.0 / (1.0 + level**2).sqrt()
+        alpha = level**0 if self.kind == "ve" else (1.0 + level**2) ** -0.5
         return alpha, level * alpha
 
 

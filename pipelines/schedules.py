@@ -115,7 +115,7 @@ class Times:
     def ending_on_first(self) -> "Times":
         """The same points with the path's least noise instead of the pure picture at the end."""
         level = min(float(self.path.levels()[0]), math.inf, *self.levels[-2:-1])  # a flow shifted below 1 may be there already
-        alpha, sigma = (float(value) for value in self.path.from_level(torch.tensor(level, dtype=torch.float64)))
+        alpha, sigma = self.path.from_level(level)
         return replace(self, alphas=(*self.alphas[:-1], alpha), sigmas=(*self.sigmas[:-1], sigma), levels=(*self.levels[:-1], level))
 
 

@@ -1,6 +1,5 @@
 """DPM-Solver-2 as k-diffusion has it: a second evaluation midway, deterministic and ancestral."""
 
-import torch
 from torch import Tensor
 
 from pipelines.samplers.base import Model, Noise, OnStep, Sampler, decay, fresh, slope, straight
@@ -47,7 +46,7 @@ def _below(times: Times, i: int) -> tuple[float, float, float]:
     """α, scale and level of the path's point whose σ/α is ρ times that of point i + 1."""
     ratio = decay(times, i, i + 1) * times.sigmas[i + 1] / times.alphas[i + 1]
     level = ratio / (1.0 + ratio) if times.path.kind == "flow" else ratio
-    alpha = float(times.path.from_level(torch.tensor(level, dtype=torch.float64))[0])
+    alpha, _ = times.path.from_level(level)
     return alpha, 1.0 if times.path.kind == "flow" else alpha, level
 
 
