@@ -23,8 +23,8 @@ def check_adapter(checkpoint: Checkpoint, unet: Mapping[str, Any], cell_px: int,
     Raises:
         Mismatch: the adapter's features have no place in this UNet.
     """
-    features = _features(checkpoint.config(""))
-    places = _places(unet, cell_px)
+    features = adapter_features(checkpoint.config(""))
+    places = unet_places(unet, cell_px)
     if features != places[: len(features)]:
         raise Mismatch(
             f"T2I-Adapter {str(checkpoint.path)!r} makes features of {_shown(features)}, the base model {base!r} takes {_shown(places)}: "
@@ -80,7 +80,7 @@ class SteeredAdapter:
         return {"features": [feature.expand(x_BCHW.shape[0], -1, -1, -1) for feature in self.features]}
 
 
-def _features(config: Mapping[str, Any]) -> list[tuple[int, int]]:
+def adapter_features(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     """(channels, pixels to a cell) of the features that an adapter makes."""
     kind, channels = (
         str(config.get("adapter_type", "full_adapter")),
@@ -94,7 +94,7 @@ def _features(config: Mapping[str, Any]) -> list[tuple[int, int]]:
     return [(width, cell * 2**i) for i, width in enumerate(channels)]
 
 
-def _places(unet: Mapping[str, Any], cell_px: int) -> list[tuple[int, int]]:
+def unet_places(unet: Mapping[str, Any], cell_px: int) -> list[tuple[int, int]]:
     """(channels, pixels to a cell) where a UNet takes features: blocks with attention before they shrink, others after; and the middle."""
     kinds, widths = list(unet["down_block_types"]), list(unet["block_out_channels"])
     last = len(kinds) - 1

@@ -14,6 +14,10 @@ from pipelines.denoise import Plan, Steering, denoise, seeded_noise
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Hint, Place
 from pipelines.schedules import make_times
+from pipelines.t2i_adapter import adapter_features, unet_places
+from tests import tinymodels_sdxl
+from tests.pipelines import unet_parity
+from tests.pipelines.unet_parity import control, hole, image, pixels
 from tests.tinymodels import SIZE_PX, control_map
 
 # diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
@@ -158,3 +162,102 @@ def test_pictures_and_latents(base: Path) -> None:
     with torch.no_grad():
         mean = pipe.vae.encode(pipe.image_processor.preprocess(picture[None] / np.float32(255.0))).latent_dist.mean
     torch.testing.assert_close(family.encode_image(picture), mean * pipe.vae.config.scaling_factor, rtol=0, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def family(base: Path) -> StableDiffusion:
+    return StableDiffusion.load(Folder(base), PLACE)
+
+
+@pytest.fixture(scope="module")
+def inpainting(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tinymodels_sdxl.build_inpainting(tmp_path_factory.mktemp("tiny") / "inpainting", base)
+
+
+def with_nets(nets: list[Path]) -> dict[str, Any]:
+    """What diffusers' pipelines that begin from a picture take for ControlNets."""
+    import diffusers
+
+    if not nets:
+        return {}
+    loaded = [diffusers.ControlNetModel.from_pretrained(net) for net in nets]
+    maps, weights = [image(pixels(i)) for i in range(len(nets))], [0.7, 0.4][: len(nets)]
+    if len(nets) == 1:
+        return {"parts": {"controlnet": loaded[0]}, "control_image": maps[0], "controlnet_conditioning_scale": weights[0]}
+    return {"parts": {"controlnet": loaded}, "control_image": maps, "controlnet_conditioning_scale": weights}
+
+
+@pytest.mark.parametrize(
+    ("sampler", "count_nets", "strength"), [("euler", 0, 0.5), ("dpmpp_2m", 1, 0.7), ("ddim", 2, 0.7), ("euler", 1, 1.0)]
+)
+def test_img2img(sampler: str, count_nets: int, strength: float, family: StableDiffusion, base: Path, controlnets: list[Path]) -> None:
+    nets = controlnets[:count_nets]
+    kind = "StableDiffusionControlNetImg2ImgPipeline" if nets else "StableDiffusionImg2ImgPipeline"
+    expected = unet_parity.theirs(base, kind, sampler=sampler, image=image(pixels(9)), strength=strength, **with_nets(nets))
+    controls = [control(family, net, i, weight=weight) for i, (net, weight) in enumerate(zip(nets, (0.7, 0.4), strict=False))]
+    assert_same(unet_parity.ours(family, controls, sampler=sampler, image_HWC=pixels(9), strength=strength), expected)
+
+
+@pytest.mark.parametrize("nine", [False, True])
+@pytest.mark.parametrize(("sampler", "count_nets", "strength"), [("euler", 0, 1.0), ("ddim", 1, 0.7), ("dpmpp_2m", 2, 1.0)])
+def test_inpaint(
+    sampler: str,
+    count_nets: int,
+    strength: float,
+    nine: bool,
+    base: Path,
+    inpainting: Path,
+    family: StableDiffusion,
+    controlnets: list[Path],
+) -> None:
+    """By blending latents, and with a UNet that reads mask and picture."""
+    nets, folder = controlnets[:count_nets], inpainting if nine else base
+    model = StableDiffusion.load(Folder(inpainting), PLACE) if nine else family
+    kind = "StableDiffusionControlNetInpaintPipeline" if nets else "StableDiffusionInpaintPipeline"
+    picture = {"image": image(pixels(9)), "mask_image": image(hole()), "strength": strength}
+    expected = unet_parity.theirs(folder, kind, sampler=sampler, **picture, **with_nets(nets))
+    controls = [control(model, net, i, weight=weight) for i, (net, weight) in enumerate(zip(nets, (0.7, 0.4), strict=False))]
+    assert_same(unet_parity.ours(model, controls, sampler=sampler, image_HWC=pixels(9), mask_HW=hole(), strength=strength), expected)
+
+
+def test_v_prediction_from_a_picture(base_v: Path) -> None:
+    model = StableDiffusion.load(Folder(base_v), PLACE)
+    picture = {"image": image(pixels(9)), "mask_image": image(hole()), "strength": 0.7}
+    expected = unet_parity.theirs(base_v, "StableDiffusionInpaintPipeline", sampler="ddim", **picture)
+    assert_same(unet_parity.ours(model, sampler="ddim", image_HWC=pixels(9), mask_HW=hole(), strength=0.7), expected)
+
+
+@pytest.mark.parametrize("count_adapters", [1, 2])
+def test_adapters(count_adapters: int, family: StableDiffusion, base: Path, tmp_path: Path) -> None:
+    import diffusers
+
+    folders = [tinymodels_sdxl.build_adapter(tmp_path / str(seed), (32, 64), seed=seed) for seed in range(count_adapters)]
+    found, weights = [diffusers.T2IAdapter.from_pretrained(folder) for folder in folders], [0.7, 0.4][:count_adapters]
+    several = count_adapters > 1
+    expected = unet_parity.theirs(
+        base,
+        "StableDiffusionAdapterPipeline",
+        sampler="dpmpp_2m",
+        parts={"adapter": diffusers.MultiAdapter(found) if several else found[0]},
+        image=[image(pixels(i)) for i in range(count_adapters)] if several else image(pixels(0)),
+        adapter_conditioning_scale=weights if several else weights[0],
+    )
+    controls = [control(family, folder, i, weight=weight) for i, (folder, weight) in enumerate(zip(folders, weights, strict=True))]
+    assert_same(unet_parity.ours(family, controls, sampler="dpmpp_2m"), expected)
+
+
+@pytest.mark.parametrize("kind", ["full_adapter", "light_adapter", "full_adapter_xl"])
+def test_published_adapters_fit_their_bases(kind: str) -> None:
+    """At published widths: an adapter's features lie where the UNet takes them, measured on the classes themselves."""
+    import diffusers
+
+    channels, cell = ((320, 640, 1280) if kind == "light_adapter" else (320, 640, 1280, 1280)), 16 if kind == "full_adapter_xl" else 8
+    config = {"channels": channels, "downscale_factor": cell, "adapter_type": kind}
+    with torch.device("meta"):
+        shapes = [tuple(feature.shape) for feature in diffusers.T2IAdapter(num_res_blocks=1, **config)(torch.empty(1, 3, 512, 512))]
+    assert adapter_features(config) == [(shape[1], 512 // shape[2]) for shape in shapes]
+    attention, plain = "CrossAttnDownBlock2D", "DownBlock2D"
+    sd: dict[str, Any] = {"down_block_types": (attention, attention, attention, plain), "block_out_channels": (320, 640, 1280, 1280)}
+    sdxl: dict[str, Any] = {"down_block_types": (plain, attention, attention), "block_out_channels": (320, 640, 1280)}
+    fits = [adapter_features(config) == unet_places(unet, 8)[:4] for unet in (sd, sdxl)]
+    assert fits == [kind != "full_adapter_xl", kind == "full_adapter_xl"]

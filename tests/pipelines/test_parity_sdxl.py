@@ -314,7 +314,7 @@ def test_several_pictures_are_each_drawn_as_alone(family: StableDiffusionXL, bas
     expected = theirs(base, "StableDiffusionXLControlNetPipeline", parts=parts, image=maps[0], count=2, **scale)
     assert_same(ours(family, steered(family, nets[:1]), count=2), expected)
     both = [*steered(family, nets[:1]), control(family, adapters[0], 2, mode="control")]
-    torch.testing.assert_close(ours(family, both, count=2)[:1], ours(family, both), rtol=0, atol=1e-5)
+    assert_same(ours(family, both, count=2)[:1], ours(family, both))  # to rounding: rows of a larger batch add up in another order
 
 
 @pytest.mark.parametrize("which", ["net", "union", "adapter"])
