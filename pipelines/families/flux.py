@@ -245,7 +245,10 @@ class OwnControl:
 
 @dataclass(frozen=True, eq=False)
 class Channels:
-    """A map in the model's own channels; see `pipelines.family.PreparedControl`. Several maps are added up: give each a region."""
+    """A map in the model's own channels; see `pipelines.family.PreparedControl`.
+
+    A weight or a region draws its latents towards zeros. Several maps are added up: give each a region of its own.
+    """
 
     latents_1CHW: Tensor
     positive_only: bool = False

@@ -1,7 +1,10 @@
 """The one loop on a flow family, for comparisons with diffusers' own pipelines; and their pipelines without the one draw that differs."""
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -73,6 +76,25 @@ def ours(
     )
     noise = seeded_noise([SEED + i for i in range(count)], family.latent_shape(WIDTH, HEIGHT), PLACE.device)
     return denoise(family, whole, noise, lambda i, denoised: None)
+
+
+@cache
+def _their_parts(base: Path) -> dict[str, Any]:
+    import diffusers
+
+    return dict(diffusers.DiffusionPipeline.from_pretrained(base, local_files_only=True).components)
+
+
+def their_pipe(kind: str, base: Path, **more: Any) -> Any:
+    """A diffusers pipeline over the parts in a folder, which are read once, with a scheduler of its own."""
+    import diffusers
+
+    pipeline, parts = getattr(diffusers, kind), _their_parts(base)
+    takes = inspect.signature(pipeline.__init__).parameters
+    scheduler = type(parts["scheduler"]).from_config(parts["scheduler"].config)
+    pipe = pipeline(**{name: part for name, part in parts.items() if name in takes} | {"scheduler": scheduler} | more)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 def generators(count: int = 1) -> list[torch.Generator]:
