@@ -44,7 +44,7 @@ def simple(length: int, steps: int, _offset: int) -> Floats:
 def beta(length: int, steps: int, _offset: int) -> Floats:
     """Quantiles of Beta(0.6, 0.6): dense at both ends, where pictures change most.
 
-    Source: Lee et al., Beta Sampling is All You Need, 2024, section 3.2, over timesteps; diffusers spreads the same quantiles over σ/α
+    Source: Lee et al., Beta Sampling is All You Need, 2024, over timesteps; diffusers spreads the same quantiles over σ/α
     instead, which crowds a VP table's low end, and agrees on the flow path.
     """
     quantiles: Floats = beta_quantile(np.linspace(1.0, 0.0, steps))

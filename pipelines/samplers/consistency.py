@@ -16,7 +16,7 @@ def lcm(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) ->
 
     On VP and VE the picture is c_out·x̂_0 + c_skip·x, which is x itself at timestep 0; on the flow path it is x̂_0.
 
-    Source: Luo et al., Latent Consistency Models, 2023, algorithm 3 and eq. 9; Song et al., Consistency Models, 2023, algorithm 1.
+    Source: Luo et al., Latent Consistency Models, 2023, algorithm 3; Song et al., Consistency Models, 2023, algorithm 1.
     """
     for i in range(len(times)):
         denoised = model(x, i)
@@ -36,7 +36,7 @@ def tcd(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise, *,
 
     gamma: 0 is deterministic (DDIM's step), 1 draws as much noise as consistency sampling does.
 
-    Source: Zheng et al., Trajectory Consistency Distillation, 2024, algorithm 4. diffusers ends on the table's first entry, as here
+    Source: Zheng et al., Trajectory Consistency Distillation, 2024, strategic stochastic sampling. diffusers ends on the table's first entry, as here
     where the checkpoint says so (`end_on_first`).
     """
     for i in range(len(times)):

@@ -31,7 +31,7 @@ def dpmpp_2m(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Nois
 def dpmpp_2m_sde(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -> Tensor:
     """DPM-Solver++(2M) on the stochastic equation, whose noise is replaced entirely (η = 1); first and last step of first order.
 
-    Source: Lu et al., DPM-Solver++, 2022, section 5 and appendix (SDE-DPM-Solver++(2M)); k-diffusion, sample_dpmpp_2m_sde, midpoint.
+    Source: Lu et al., DPM-Solver++, 2022, SDE-DPM-Solver++(2M); k-diffusion, sample_dpmpp_2m_sde, midpoint.
     """
     previous = x
     for i in range(len(times)):

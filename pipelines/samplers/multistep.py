@@ -16,7 +16,7 @@ def pndm(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -
 
     The Adams–Bashforth weights are those of even steps, and are kept on uneven ones; so the order shows on even schedules alone.
 
-    Source: Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, eq. 9 and 12; without the Runge–Kutta
+    Source: Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, eq. 9 (transfer), linear multistep part; without the Runge–Kutta
     warm-up, as in Stable Diffusion's PLMS sampler.
     """
     slopes: list[Tensor] = []
@@ -42,7 +42,7 @@ def deis(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -
 
     The first step, and a last one to the pure picture, are of first order.
 
-    Source: Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, 2023, eq. 15 (ρ-tAB-DEIS in log ρ).
+    Source: Zhang and Chen, Fast Sampling of Diffusion Models with Exponential Integrator, 2023, tAB-DEIS with polynomials in log ρ.
     diffusers ends on the table's first entry instead of the picture: `Times.ending_on_first`.
     """
     before: Tensor | None = None

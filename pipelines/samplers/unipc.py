@@ -13,7 +13,8 @@ LEAST_ALPHA = 1e-6  # pure noise counts as this α, as in the authors' code on t
 def unipc(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -> Tensor:
     """UniPC-2 in x̂_0 with B(h) = e^h − 1, of third order with its corrector; N calls of the network, for that asks nothing more.
 
-    Source: Zhao et al., UniPC, 2023, algorithms 7 (predictor) and 5 (corrector), B_2(h); first order at the start and at the end.
+    Source: Zhao et al., UniPC, 2023, theorem 3.1 (corrector) and corollary 3.2 (predictor), multistep data prediction, B_2(h); of first
+    order at the start and at the end.
     """
     lambdas = [max(times.log_snr(i), math.log(LEAST_ALPHA)) for i in range(len(times) + 1)]
     past: list[Tensor] = []  # x̂_0 at the points before, the nearest last
