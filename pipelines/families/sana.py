@@ -19,6 +19,7 @@ from pipelines.family import Drawing, Family, Hint, Place, Residuals, Shift, Tex
 from pipelines.flow import flow_shift, flow_terminal
 from pipelines.images import picture_to_tensor
 from pipelines.kinds import wrong_kind
+from pipelines.loading import quiet
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import EMPTY, Wording
 from pipelines.tokens import place_of
@@ -282,7 +283,8 @@ def _in_order(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...] | None:
 
 def _instruction() -> str:
     """What stands before every prompt, as diffusers' pipeline has it."""
-    from diffusers import SanaPipeline
+    with quiet():  # other pipelines' remarks come with it
+        from diffusers import SanaPipeline
 
     lines: list[str] = inspect.signature(SanaPipeline.__call__).parameters["complex_human_instruction"].default
     return "\n".join(lines)

@@ -22,6 +22,7 @@ from pipelines.controlnet_sd3 import LoadedControlNet, SteeredControlNet, cells,
 from pipelines.family import Family, Hint, Place, Residuals, Shift, Text
 from pipelines.flow import flow_shift, flow_terminal
 from pipelines.images import picture_to_tensor
+from pipelines.inversion import Inversions
 from pipelines.kinds import wrong_kind
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import EMPTY, Wording
@@ -30,7 +31,7 @@ T5_TOKENS = 256  # what SD3 was trained to read of T5, with padding
 
 
 class StableDiffusion3(Family):
-    """A loaded checkpoint; see `pipelines.family.Family`.
+    """A loaded checkpoint; see `pipelines.family.Family`. inversions: words of prompts that have embeddings of their own in CLIP.
 
     Residuals go to "blocks/N": N of them, spread evenly over the transformer's blocks; "channels" are added to the latents' channels.
     """
@@ -39,6 +40,7 @@ class StableDiffusion3(Family):
     title: ClassVar[str] = "Stable Diffusion 3 or 3.5"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.1\.attn$"
+    inversions: Inversions | None = None
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, place)
@@ -132,11 +134,9 @@ class StableDiffusion3(Family):
 
     def _encode_clips(self, wording: Wording, clip_skip: int) -> tuple[Tensor, Tensor]:
         """States (1, L, D) and pooled (1, D) of both encoders side by side."""
-        windows = max(count_windows(tokenizer, wording) for _, tokenizer in self.clips)
-        both = [
-            encode_windows(encoder, tokenizer, wording, clip_skip=clip_skip, layer="penultimate", windows=windows)
-            for encoder, tokenizer in self.clips
-        ]
+        windows = max(count_windows(tokenizer, wording, self.inversions) for _, tokenizer in self.clips)
+        options: dict[str, Any] = {"clip_skip": clip_skip, "layer": "penultimate", "windows": windows, "inversions": self.inversions}
+        both = [encode_windows(encoder, tokenizer, wording, **options) for encoder, tokenizer in self.clips]
         return torch.cat([one.tokens_1LD for one in both], dim=-1), torch.cat(
             [one.pooled_1D for one in both if one.pooled_1D is not None], -1
         )
