@@ -36,8 +36,8 @@ def tcd(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise, *,
 
     gamma: 0 is deterministic (DDIM's step), 1 draws as much noise as consistency sampling does.
 
-    Source: Zheng et al., Trajectory Consistency Distillation, 2024, strategic stochastic sampling. diffusers ends on the table's first entry, as here
-    where the checkpoint says so (`end_on_first`).
+    Source: Zheng et al., Trajectory Consistency Distillation, 2024, strategic stochastic sampling. diffusers ends on the table's first
+    entry, as here where the checkpoint says so (`end_on_first`).
     """
     for i in range(len(times)):
         denoised = model(x, i)

@@ -16,8 +16,8 @@ def pndm(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -
 
     The Adams–Bashforth weights are those of even steps, and are kept on uneven ones; so the order shows on even schedules alone.
 
-    Source: Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, eq. 9 (transfer), linear multistep part; without the Runge–Kutta
-    warm-up, as in Stable Diffusion's PLMS sampler.
+    Source: Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, eq. 9 (transfer) and its linear multistep
+    part; without the Runge–Kutta warm-up, as in Stable Diffusion's PLMS sampler.
     """
     slopes: list[Tensor] = []
     for i in range(len(times)):
