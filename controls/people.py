@@ -84,11 +84,21 @@ class Pose:
         rows, columns = self.prepare.target(*image_HWC.shape[:2])
         crop_HWC, back = crop(image_HWC, box, (columns, rows))
         output = run(self.network, pixel_values=self.prepare(crop_HWC, (rows, columns)), **self.inputs)
-        heatmaps_Jhw = output.heatmaps[0].float().cpu().numpy()
-        cells_J2, peaks_J = peaks(heatmaps_Jhw)
-        joints_J2 = back(cells_J2 * (columns / heatmaps_Jhw.shape[2], rows / heatmaps_Jhw.shape[1]))
+        places_J2, peaks_J = decode(output.heatmaps[0].float().cpu().numpy(), (columns, rows))
+        joints_J2 = back(places_J2)
         joints_J2[peaks_J < confidence] = np.nan
         return openpose_joints(joints_J2)
+
+
+def decode(heatmaps_Jhw: NDArray[np.float32], size: tuple[int, int]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places (J, 2) on the crop of a `size` (width, height), measured from its corner, and the heights (J,) of the peaks.
+
+    ViTPose's heatmaps reach from the crop's first pixel centre to its last. Source: Huang et al., "The devil is in the details: delving
+    into unbiased data processing for human pose estimation", arXiv 1911.07524.
+    """
+    cells_J2, peaks_J = peaks(heatmaps_Jhw)
+    _, rows, columns = heatmaps_Jhw.shape
+    return (cells_J2 - 0.5) * ((size[0] - 1) / (columns - 1), (size[1] - 1) / (rows - 1)) + 0.5, peaks_J
 
 
 def people_boxes(detector: str, image_HWC: Image, confidence: float) -> NDArray[np.float64]:
