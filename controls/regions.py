@@ -45,9 +45,7 @@ def _clusters(sample_HWC: Image, count: int) -> NDArray[np.uint8]:
     lab_N3 = cv2.cvtColor(sample_HWC, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32)
     distinct = np.unique(lab_N3, axis=0)
     count = min(count, len(distinct))
-    order = np.argsort(lab_N3[:, 0], kind="stable")
-    labels_N1 = np.empty((len(lab_N3), 1), np.int32)
-    labels_N1[order, 0] = np.arange(len(order)) * count // len(order)
+    labels_N1 = _far_apart(lab_N3, count)
     until = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 0.5)
     if count > 1:  # one cluster is all there is
         _, labels_N1, _ = cv2.kmeans(lab_N3, count, labels_N1, until, 1, cv2.KMEANS_USE_INITIAL_LABELS)
@@ -55,6 +53,17 @@ def _clusters(sample_HWC: Image, count: int) -> NDArray[np.uint8]:
     means = [np.bincount(labels_N1[:, 0], weights=channel, minlength=count) for channel in sample_HWC.reshape(-1, 3).T]
     colours_K3 = np.rint(np.stack(means, axis=1)[totals > 0] / totals[totals > 0, None]).astype(np.uint8)
     return np.unique(colours_K3, axis=0)
+
+
+def _far_apart(lab_N3: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """First clusters, (N, 1): of the colour that is farthest from the mean, then of the one farthest from all chosen so far, and so on."""
+    labels_N1 = np.zeros((len(lab_N3), 1), np.int32)
+    nearest_N = np.square(lab_N3 - lab_N3[np.square(lab_N3 - lab_N3.mean(axis=0)).sum(axis=1).argmax()]).sum(axis=1)
+    for label in range(1, count):
+        distance_N = np.square(lab_N3 - lab_N3[nearest_N.argmax()]).sum(axis=1)
+        labels_N1[distance_N < nearest_N] = label
+        nearest_N = np.minimum(nearest_N, distance_N)
+    return labels_N1
 
 
 def _table(colours_K3: NDArray[np.uint8]) -> NDArray[np.uint8]:
