@@ -11,7 +11,7 @@ from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
 from pipelines.checkpoint import Folder
-from pipelines.controlnet import UNION_TYPES
+from pipelines.controlnet import UNION_TYPES, LoadedUnion
 from pipelines.denoise import Steering
 from pipelines.families.sdxl import StableDiffusionXL
 from pipelines.family import Drawing, Hint, Text
@@ -307,6 +307,26 @@ def test_windows_and_guess_mode(family: StableDiffusionXL, base: Path, nets: lis
     window = theirs(base, kind, parts=parts, control_guidance_start=0.2, control_guidance_end=0.7, **call)
     assert_same(ours(family, steered(family, nets[:1], start=0.2, end=0.7)), window)
     assert_same(ours(family, steered(family, nets[:1], mode="guess")), theirs(base, kind, parts=parts, guess_mode=True, **call))
+
+
+def test_what_looks_at_the_map_alone_runs_once(family: StableDiffusionXL, unions: list[Path], adapters: list[Path]) -> None:
+    counts = {"hint": 0, "union": 0, "adapter": 0}
+
+    def count(module: torch.nn.Module, what: str) -> None:
+        module.register_forward_hook(lambda *_: counts.update({what: counts[what] + 1}))
+
+    union, adapter = family.load_control(Folder(unions[0])), family.load_control(Folder(adapters[0]))
+    assert isinstance(union, LoadedUnion)
+    count(union.hint_encoder, "hint")
+    count(union.net, "union")
+    count(adapter.net, "adapter")
+    prepared = [family.prepare(union, Hint(pixels(0), "canny")), family.prepare(adapter, Hint(pixels(1), "canny"))]
+    ours(family, [Steering(prepared[0], end=0.5), Steering(prepared[1])], count=2)
+    assert counts == {"hint": 1, "union": STEPS // 2, "adapter": 1}
+
+
+def test_perturbed_attention(family: StableDiffusionXL, base: Path) -> None:
+    assert_same(ours(family, pag_scale=2.0), theirs(base, "StableDiffusionXLPAGPipeline", pag_scale=2.0))
 
 
 def test_several_pictures_are_each_drawn_as_alone(family: StableDiffusionXL, base: Path, nets: list[Path], adapters: list[Path]) -> None:
