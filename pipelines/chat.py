@@ -11,6 +11,7 @@ from torch import Tensor
 
 from core.errors import BadModel
 from pipelines.checkpoint import Checkpoint
+from pipelines.clip import input_device
 from pipelines.prompt import Wording
 
 _PROMPT = "\x00prompt\x00"
@@ -40,11 +41,10 @@ def encode_chat(
     most = len(before) + limit
     dropped = str(tokenizer.decode(ids[most : len(ids) - len(after)])).strip() if len(ids) - len(after) > most else ""
     ids = ids[:most]
-    device = text_encoder.get_input_embeddings().weight.device
+    device = input_device(text_encoder)
     tokens = torch.tensor([ids], device=device)
-    # Without the layer that would predict the next word.
-    network = getattr(text_encoder, "model", text_encoder)
-    out = network(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True)
+    few = {"logits_to_keep": 1} if hasattr(text_encoder, "lm_head") else {}  # nobody asks for the next word
+    out = text_encoder(input_ids=tokens, attention_mask=torch.ones_like(tokens), output_hidden_states=True, **few)
     states: Tensor = out.hidden_states[layer]
     return _weighted(states, len(before), weights), len(before), dropped
 

@@ -163,7 +163,7 @@ def _ids(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
 
 
-def _device(text_encoder: Any) -> torch.device:
+def input_device(text_encoder: Any) -> torch.device:
     """Where the encoder expects token ids; one that is offloaded fetches them itself, from the host."""
     device: torch.device = text_encoder.get_input_embeddings().weight.device
     return torch.device("cpu") if device.type == "meta" else device
@@ -171,7 +171,7 @@ def _device(text_encoder: Any) -> torch.device:
 
 def _encode_window(text_encoder: Any, tokenizer: Any, window: _Window, clip_skip: int, layer: Layer) -> tuple[Tensor, Tensor | None]:
     """States (1, L, D) and pooled (1, D) of one window."""
-    device = _device(text_encoder)
+    device = input_device(text_encoder)
     length = int(tokenizer.model_max_length)
     ids = [tokenizer.bos_token_id, *window.ids, tokenizer.eos_token_id]
     used = len(ids)
@@ -233,7 +233,7 @@ def encode_t5(text_encoder: Any, tokenizer: Any, wording: Wording, *, max_length
     max_length: what the family was trained with (SD3 reads 256 tokens, FLUX dev 512, schnell 256). BREAK means nothing here. The encoder
     attends to its padding, as these families' own pipelines let it.
     """
-    device = _device(text_encoder)
+    device = input_device(text_encoder)
     phrases = [(phrase.text, phrase.weight) for passage in wording.passages for phrase in passage]
     ids, weights = list[int](), list[float]()
     for text, weight in phrases if wording.weighted else [(wording.text, 1.0)]:

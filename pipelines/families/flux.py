@@ -6,7 +6,7 @@ Source: Black Forest Labs, flux, 2024; Rombach et al., 2022, for the latents; Es
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -20,16 +20,15 @@ from core.errors import BadRequest, Mismatch
 from pipelines import vae
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.clip import encode_t5, encode_windows
+from pipelines.controlnet_flux import Channels, FluxControlNet, OwnControl, Positions, told
 from pipelines.family import Drawing, Family, Hint, Place, PreparedControl, Residuals, Shift, Text
 from pipelines.flow import flow_shift, flow_terminal
 from pipelines.images import picture_to_tensor
 from pipelines.kinds import wrong_kind
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording, plain
-from pipelines.tokens import PATCH, over_blocks, pack, place_of, unpack
+from pipelines.tokens import PATCH, over_blocks, pack, unpack
 
-# The mode of each kind in the published union ControlNets (InstantX, Shakker-Labs); 6 is "low quality", which no kind here is.
-MODES: Mapping[str, int] = {"canny": 0, "tile": 1, "depth": 2, "blur": 3, "pose": 4, "recolour": 5}
 # What the tokens hold beside the latents: nothing, a map's latents, or the masked picture's latents and the mask.
 Extra = Literal["nothing", "map", "hole"]
 
@@ -60,7 +59,7 @@ class Flux(Family):
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.extra = _extra_channels(checkpoint, self.transformer.config, self.vae.config, self.cell_px)
         self._scheduler = scheduler
-        self._positions = lru_cache(8)(self._new_positions)
+        self._positions = Positions(place)
         self._nothing_told = lru_cache(2)(self._new_nothing_told)
 
     @classmethod
@@ -141,9 +140,9 @@ class Flux(Family):
         cells = hole_HW.reshape(hole_HW.shape[0] // side, side, hole_HW.shape[1] // side, side).permute(1, 3, 0, 2)
         return {"channels": [torch.cat([latents, cells.reshape(1, side * side, *latents.shape[-2:]).to(latents)], dim=1)]}
 
-    def own_control(self) -> "OwnControl | None":
+    def own_control(self) -> OwnControl | None:
         """The map that Canny and Depth models read themselves."""
-        return OwnControl(self) if self.extra == "map" else None
+        return OwnControl() if self.extra == "map" else None
 
     def check_control(self, checkpoint: Checkpoint) -> None:
         """Whether a ControlNet fits this model, from its configuration alone.
@@ -167,7 +166,7 @@ class Flux(Family):
                     "use a ControlNet trained for this base"
                 )
 
-    def load_control(self, checkpoint: Checkpoint) -> "FluxControlNet | OwnControl":
+    def load_control(self, checkpoint: Checkpoint) -> FluxControlNet | OwnControl:
         """The ControlNet, checked and placed beside this model.
 
         Raises:
@@ -177,50 +176,36 @@ class Flux(Family):
 
         self.check_control(checkpoint)
         own = self.own_control() if checkpoint.path == self.checkpoint.path else None
-        return own or FluxControlNet(checkpoint.network(FluxControlNetModel, "", self.place), checkpoint, self)
+        return own or FluxControlNet(checkpoint.network(FluxControlNetModel, "", self.place), checkpoint, self.place, self._positions)
 
     @torch.inference_mode()
-    def prepare(self, net: "FluxControlNet | OwnControl", hint: Hint) -> PreparedControl:
+    def prepare(self, net: FluxControlNet | OwnControl, hint: Hint) -> PreparedControl:
         """A ControlNet with its map, whose embedding is computed here, once.
 
         Raises:
             Mismatch: a union ControlNet knows nothing of this kind.
         """
-        return net.prepare(hint)
-
-    def positions(self, x_BCHW: Tensor, text: Text) -> tuple[Tensor, Tensor]:
-        """Where the tokens stand: of the picture (H/2·W/2, 3), of the text (L, 3), which stands nowhere."""
-        return self._positions(x_BCHW.shape[-2] // PATCH, x_BCHW.shape[-1] // PATCH, text.tokens_BLD.shape[1])
+        return Channels(self.encode_image(hint.map_HWC)) if isinstance(net, OwnControl) else net.prepare(hint, self.encode_image)
 
     def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         """The velocity for noisy latents at timestep t, in x's dtype."""
-        told = residuals or {}
+        given = residuals or {}
         x = x_BCHW.to(self.place.dtype)
         if self.extra != "nothing":
-            channels = told["channels"][0] if "channels" in told else self._nothing_told(x.shape[-2], x.shape[-1])
+            channels = given["channels"][0] if "channels" in given else self._nothing_told(x.shape[-2], x.shape[-1])
             x = torch.cat([x, channels.to(x).expand(x.shape[0], -1, -1, -1)], dim=1)
-        at_image, at_text = self.positions(x, text)
         blocks, single = len(self.transformer.transformer_blocks), len(self.transformer.single_transformer_blocks)
-        cyclic = over_blocks(told, "cyclic", blocks, cyclic=True)
-        runs = over_blocks(told, "blocks", blocks)
+        cyclic = over_blocks(given, "cyclic", blocks, cyclic=True)
+        runs = over_blocks(given, "blocks", blocks)
         out: Tensor = self.transformer(
             hidden_states=pack(x),
-            encoder_hidden_states=text.tokens_BLD,
-            pooled_projections=text.pooled_BD,
-            timestep=t.expand(x.shape[0]) / 1000,
-            guidance=text.extra["guidance"] if self.guidance == "embedded" else None,
-            img_ids=at_image,
-            txt_ids=at_text,
             controlnet_block_samples=[a + b for a, b in zip(runs, cyclic, strict=True)] if runs and cyclic else runs or cyclic,
-            controlnet_single_block_samples=over_blocks(told, "single", single),
+            controlnet_single_block_samples=over_blocks(given, "single", single),
             return_dict=False,
+            **told(x, t, text, guided=self.guidance == "embedded"),
+            **self._positions(x, text),
         )[0]
         return unpack(out, *x.shape[-2:]).to(x_BCHW.dtype)
-
-    def _new_positions(self, height: int, width: int, words: int) -> tuple[Tensor, Tensor]:
-        rows, columns = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
-        at_image = torch.stack([torch.zeros_like(rows), rows, columns], dim=-1).reshape(-1, 3)
-        return at_image.to(self.place.device, self.place.dtype), torch.zeros(words, 3, device=self.place.device, dtype=self.place.dtype)
 
     def _new_nothing_told(self, height: int, width: int) -> Tensor:
         """The channels when nothing is said there: no map, or nothing but a hole."""
@@ -230,96 +215,6 @@ class Flux(Family):
         told = self.inpaint(np.full((*size, 3), 128, np.uint8), np.full(size, 255, np.uint8))
         assert told is not None
         return told["channels"][0]
-
-
-@dataclass(frozen=True, eq=False)
-class OwnControl:
-    """The channels for a map in the model itself."""
-
-    family: Flux
-
-    def prepare(self, hint: Hint) -> "Channels":
-        """The map's latents."""
-        return Channels(self.family.encode_image(hint.map_HWC))
-
-
-@dataclass(frozen=True, eq=False)
-class Channels:
-    """A map in the model's own channels; see `pipelines.family.PreparedControl`.
-
-    A weight or a region draws its latents towards zeros. Several maps are added up: give each a region of its own.
-    """
-
-    latents_1CHW: Tensor
-    positive_only: bool = False
-    levels: int = 1
-    patch: int = 1
-
-    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
-        """The map's latents for every row."""
-        return {"channels": [self.latents_1CHW.to(x).expand(x.shape[0], -1, -1, -1)]}
-
-
-class FluxControlNet:
-    """A FluxControlNetModel whose embedding of the map has been taken out, so that it runs once a picture instead of at every step."""
-
-    def __init__(self, net: Any, checkpoint: Checkpoint, family: Flux) -> None:
-        self.net, self.checkpoint, self.family = net, checkpoint, family
-        self.hint_encoder, self.embedder = net.input_hint_block, net.controlnet_x_embedder
-        net.input_hint_block, net.controlnet_x_embedder = None, nn.Identity()
-
-    def prepare(self, hint: Hint) -> "SteeredFlux":
-        """The map's tokens, from its pixels where the network has an encoder for them (XLabs), else from its latents."""
-        if self.hint_encoder is None:
-            features = self.family.encode_image(hint.map_HWC)
-        else:
-            features = self.hint_encoder(picture_to_tensor(hint.map_HWC)[None].to(self.family.place.device, self.family.place.dtype))
-        return SteeredFlux(self, self.embedder(pack(features.to(self.family.place.dtype))), self._mode(hint.kind))
-
-    def _mode(self, kind: str) -> int | None:
-        modes = self.net.config.num_mode
-        if modes is None:
-            return None
-        known = [name for name, mode in MODES.items() if mode < modes]
-        if kind not in known:
-            raise Mismatch(f"union ControlNet {str(self.checkpoint.path)!r} has no mode for {kind!r}: it knows {', '.join(known)}")
-        return MODES[kind]
-
-
-@dataclass(frozen=True, eq=False)
-class SteeredFlux:
-    """A ControlNet with one map; see `pipelines.family.PreparedControl`."""
-
-    loaded: FluxControlNet
-    map_1LD: Tensor
-    mode: int | None
-    positive_only: bool = False
-    patch: int = PATCH
-
-    @property
-    def levels(self) -> int:
-        """Double blocks, then single ones."""
-        return len(self.loaded.net.controlnet_blocks) + len(self.loaded.net.controlnet_single_blocks)
-
-    def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
-        """What to add after the transformer's blocks, unscaled."""
-        net, family = self.loaded.net, self.loaded.family
-        at_image, at_text = family.positions(x, text)
-        blocks, single = net(
-            hidden_states=pack(x.to(family.place.dtype)),
-            controlnet_cond=self.map_1LD,
-            controlnet_mode=None if self.mode is None else torch.full((x.shape[0], 1), self.mode, device=x.device),
-            encoder_hidden_states=text.tokens_BLD,
-            pooled_projections=text.pooled_BD,
-            timestep=t.expand(x.shape[0]) / 1000,
-            guidance=text.extra["guidance"] if net.config.guidance_embeds else None,
-            img_ids=at_image,
-            txt_ids=at_text,
-            return_dict=False,
-        )
-        place = "blocks" if self.loaded.hint_encoder is None else "cyclic"
-        found = {place_of(place, blocks): blocks} if blocks else {}
-        return found | ({place_of("single", single): single} if single else {})
 
 
 def _width(config: Mapping[str, Any]) -> int:

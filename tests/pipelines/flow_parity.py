@@ -13,11 +13,12 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipelines import samplers
 from pipelines.canvas import begin
 from pipelines.denoise import Plan, denoise, seeded_noise
-from pipelines.family import Drawing, Family, Place, Text
+from pipelines.family import Drawing, Family, Place, PreparedControl, Text
 from pipelines.schedules import make_times
 from pipelines.steering import Steering
 from tests.tinymodels import SIZE_PX, control_map
@@ -109,6 +110,30 @@ def means_for_samples() -> Iterator[None]:
 
     with mock.patch.object(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()):
         yield
+
+
+class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts how often the host asks a tensor for its numbers, or for their count, which on a device waits for it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.count: int = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def host_reads(family: Family, control: PreparedControl) -> int:
+    """How often a step waits for the device, in the control's forward and in the base's, after the first."""
+    x, t = torch.randn(2, *family.latent_shape(WIDTH, HEIGHT)), torch.tensor(500.0)
+    text = Text.rows([drawing(family, NEGATIVE, 1.0), drawing(family, PROMPT, 1.0)])
+    reads = HostReads()
+    with torch.inference_mode():
+        family.predict(x, t, text, control.residuals(x, t, text))
+        with reads:
+            family.predict(x, t, text, control.residuals(x, t, text))
+    return reads.count
 
 
 def assert_same(got: Tensor, expected: Tensor) -> None:

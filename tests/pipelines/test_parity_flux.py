@@ -12,7 +12,8 @@ from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
 from pipelines.checkpoint import Folder
-from pipelines.families.flux import Flux, FluxControlNet
+from pipelines.controlnet_flux import FluxControlNet
+from pipelines.families.flux import Flux
 from pipelines.family import Drawing, Hint, Place
 from pipelines.steering import Steering
 from pipelines.tokens import over_blocks, pack, unpack
@@ -27,6 +28,7 @@ from tests.pipelines.flow_parity import (
     assert_same,
     drawing,
     generators,
+    host_reads,
     image,
     left_half,
     means_for_samples,
@@ -297,6 +299,10 @@ def test_the_map_is_embedded_once(folder: Path) -> None:
     net.embedder.register_forward_hook(lambda *_: calls.append(1))
     ours(family, [Steering(family.prepare(net, Hint(picture(0), "canny")))], told_scale=GUIDANCE, count=2)
     assert len(calls) == 1
+
+
+def test_no_step_waits_for_the_device(folder: Path) -> None:
+    assert host_reads(load(folder / "dev"), steer(load(folder / "dev"), folder / "net-0").control) == 0
 
 
 def test_packing_is_its_own_inverse() -> None:

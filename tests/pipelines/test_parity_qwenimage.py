@@ -31,6 +31,7 @@ from tests.pipelines.flow_parity import (
     assert_same,
     drawing,
     generators,
+    host_reads,
     image,
     left_half,
     means_for_samples,
@@ -221,6 +222,10 @@ def test_weights_and_long_prompts(family: QwenImage) -> None:
     long = family.encode_prompt("a red sphere " * 600 + "snow")
     assert long.tokens_BLD.shape[1] == 512
     assert long.dropped.endswith("snow")
+
+
+def test_no_step_waits_for_the_device(family: QwenImage, folder: Path) -> None:
+    assert host_reads(family, steer(family, folder / "net-0").control) == 0
 
 
 def test_in_half_the_bits(family: QwenImage, folder: Path) -> None:

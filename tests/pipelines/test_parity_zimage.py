@@ -29,6 +29,7 @@ from tests.pipelines.flow_parity import (
     assert_same,
     drawing,
     generators,
+    host_reads,
     image,
     left_half,
     means_for_samples,
@@ -193,6 +194,10 @@ def test_long_prompts_say_what_was_dropped(family: ZImage) -> None:
     text = family.encode_prompt("a red sphere " * 600 + "snow")
     assert text.tokens_BLD.shape[1] == 512
     assert text.dropped.endswith("snow")
+
+
+def test_no_step_waits_for_the_device(family: ZImage, folder: Path) -> None:
+    assert host_reads(family, steer(family, folder / "net-0").control) == 0
 
 
 def test_in_half_the_bits(family: ZImage, folder: Path) -> None:
