@@ -1,7 +1,7 @@
 """Regions: the picture in a few flat colours, by clustering its colours alone; a segmentation that needs no network and knows no names.
 
-Source: Lloyd, "Least squares quantization in PCM", 1982 (k-means, here in Lab on a small copy, begun at quantiles of brightness, so that
-equal pictures give equal regions).
+Source: Lloyd, "Least squares quantization in PCM", 1982 (k-means, here in Lab on a small copy); Arthur and Vassilvitskii, "k-means++: the
+advantages of careful seeding", SODA 2007.
 """
 
 import cv2
@@ -14,7 +14,8 @@ from controls.metrics import covering
 from core.control import Control, Image, Score, by_extraction
 from core.request import Frozen
 
-SAMPLE_PX = 96  # side of the copy that is clustered
+SAMPLE_PX = 64  # side of the copy that is clustered
+TRIALS = 4  # colours tried as a cluster's first, of which the best is taken
 STEPS = 32  # colour steps of each channel in the table from colours to regions
 
 
@@ -45,7 +46,7 @@ def _clusters(sample_HWC: Image, count: int) -> NDArray[np.uint8]:
     lab_N3 = cv2.cvtColor(sample_HWC, cv2.COLOR_RGB2LAB).reshape(-1, 3).astype(np.float32)
     distinct = np.unique(lab_N3, axis=0)
     count = min(count, len(distinct))
-    labels_N1 = _far_apart(lab_N3, count)
+    labels_N1 = _begun(lab_N3, count)
     until = (cv2.TERM_CRITERIA_EPS + cv2.TERM_CRITERIA_MAX_ITER, 10, 0.5)
     if count > 1:  # one cluster is all there is
         _, labels_N1, _ = cv2.kmeans(lab_N3, count, labels_N1, until, 1, cv2.KMEANS_USE_INITIAL_LABELS)
@@ -55,14 +56,17 @@ def _clusters(sample_HWC: Image, count: int) -> NDArray[np.uint8]:
     return np.unique(colours_K3, axis=0)
 
 
-def _far_apart(lab_N3: NDArray[np.float32], count: int) -> NDArray[np.int32]:
-    """First clusters, (N, 1): of the colour that is farthest from the mean, then of the one farthest from all chosen so far, and so on."""
+def _begun(lab_N3: NDArray[np.float32], count: int) -> NDArray[np.int32]:
+    """First clusters, (N, 1), about colours that leave the others near: greedy k-means++, drawing alike at every call."""
+    rng = np.random.default_rng(0)
     labels_N1 = np.zeros((len(lab_N3), 1), np.int32)
-    nearest_N = np.square(lab_N3 - lab_N3[np.square(lab_N3 - lab_N3.mean(axis=0)).sum(axis=1).argmax()]).sum(axis=1)
+    nearest_N = np.square(lab_N3 - lab_N3[rng.integers(len(lab_N3))]).sum(axis=1)
     for label in range(1, count):
-        distance_N = np.square(lab_N3 - lab_N3[nearest_N.argmax()]).sum(axis=1)
-        labels_N1[distance_N < nearest_N] = label
-        nearest_N = np.minimum(nearest_N, distance_N)
+        tried_T = rng.choice(len(lab_N3), TRIALS, p=nearest_N / nearest_N.sum(dtype=np.float64))
+        distance_TN = np.square(lab_N3[None] - lab_N3[tried_T, None]).sum(axis=2)
+        best_N = distance_TN[np.minimum(distance_TN, nearest_N).sum(axis=1).argmin()]
+        labels_N1[best_N < nearest_N] = label
+        nearest_N = np.minimum(nearest_N, best_N)
     return labels_N1
 
 

@@ -151,7 +151,7 @@ def test_inpainting_is_measured_outside_the_hole_alone() -> None:
 def test_other_marks(colour: tuple[int, int, int], marked: str) -> None:
     picture = (NOISE // 2 + 60).astype(np.uint8)
     picture[5:9, 5:9] = colour
-    found = inpaint.hole(inpaint.extract(picture, inpaint.Params(marked=marked, grow=0)))  # type: ignore[arg-type]
+    found = inpaint.hole(inpaint.extract(picture, inpaint.Params(marked=marked, grow=0)))
     assert found.sum() == 16
     assert found[5:9, 5:9].all()
 
