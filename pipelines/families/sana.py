@@ -5,7 +5,7 @@ Source: Xie et al., SANA: Efficient High-Resolution Image Synthesis with Linear 
 
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from core.control import Image
 from core.errors import BadModel, Mismatch
 from pipelines.checkpoint import Checkpoint, need
+from pipelines.controlnet_sana import LoadedControlNet, SteeredControlNet
 from pipelines.family import Drawing, Family, Hint, Place, Residuals, Shift, Text
 from pipelines.flow import flow_shift, flow_terminal
 from pipelines.images import picture_to_tensor
@@ -22,7 +23,6 @@ from pipelines.kinds import wrong_kind
 from pipelines.loading import quiet
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import EMPTY, Wording
-from pipelines.tokens import place_of
 
 TOKENS = 300  # what Sana was trained to read of a prompt, with padding
 
@@ -182,7 +182,7 @@ class Sana(Family):
                 f"{base.num_layers - 1}: use a ControlNet trained for this base"
             )
 
-    def load_control(self, checkpoint: Checkpoint) -> "LoadedControlNet":
+    def load_control(self, checkpoint: Checkpoint) -> LoadedControlNet:
         """The ControlNet, checked and placed beside this model.
 
         Raises:
@@ -194,7 +194,7 @@ class Sana(Family):
         return LoadedControlNet(checkpoint.network(SanaControlNetModel, "", self.place), self.place)
 
     @torch.inference_mode()
-    def prepare(self, net: "LoadedControlNet", hint: Hint) -> "SteeredControlNet":
+    def prepare(self, net: LoadedControlNet, hint: Hint) -> SteeredControlNet:
         """A ControlNet with its map, whose latents are made and embedded here, once."""
         return SteeredControlNet(net, net.embed(self.encode_image(hint.map_HWC)))
 
@@ -209,69 +209,6 @@ class Sana(Family):
             return_dict=False,
         )[0]
         return out[:, : x_BCHW.shape[1]].to(x_BCHW.dtype)
-
-
-class LoadedControlNet:
-    """A ControlNet that is given its map's tokens, embedded once, in the place of latents."""
-
-    def __init__(self, net: Any, place: Place) -> None:
-        self.net, self.place = net, place
-        self.hint_embedding: nn.Module = net.input_block
-        net.input_block = nn.Identity()
-        net.patch_embed = _PatchesOnly(net.patch_embed)
-
-    def embed(self, latents_BCHW: Tensor) -> Tensor:
-        """The tokens (B, L, D) of a map's latents."""
-        embedded: Tensor = self.hint_embedding(self.net.patch_embed(latents_BCHW.to(self.place.dtype)))
-        return embedded
-
-
-class _PatchesOnly(nn.Module):
-    """A patch embedding that lets tokens through as they are."""
-
-    def __init__(self, embedding: nn.Module) -> None:
-        super().__init__()
-        self.embedding = embedding
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Tokens (B, L, D) of latents (B, C, H, W), or tokens."""
-        tokens: Tensor = x if x.ndim == 3 else self.embedding(x)
-        return tokens
-
-
-@dataclass(frozen=True, eq=False)
-class SteeredControlNet:
-    """A ControlNet with one map; see `pipelines.family.PreparedControl`."""
-
-    loaded: LoadedControlNet
-    hint_1LD: Tensor
-
-    @property
-    def positive_only(self) -> bool:
-        """Both halves of guidance are steered."""
-        return False
-
-    @property
-    def levels(self) -> int:
-        """One residual a block."""
-        return len(self.loaded.net.controlnet_blocks)
-
-    @property
-    def patch(self) -> int:
-        """Residuals are tokens of so many latent cells to a side."""
-        return int(self.loaded.net.config.patch_size)
-
-    def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
-        """What to add after the transformer's blocks from the second on; unscaled."""
-        found = self.loaded.net(
-            x_BCHW.to(self.loaded.place.dtype),
-            encoder_hidden_states=text.tokens_BLD,
-            encoder_attention_mask=text.mask_BL,
-            timestep=t.expand(x_BCHW.shape[0]),
-            controlnet_cond=self.hint_1LD,
-            return_dict=False,
-        )[0]
-        return {place_of("blocks", found): list(found)}
 
 
 def _in_order(groups: Sequence[Sequence[Tensor]]) -> tuple[Tensor, ...] | None:

@@ -31,11 +31,11 @@ from pipelines.prompt import parse, plain
 from pipelines.schedules import make_times
 from pipelines.steering import Steering, level_factors
 from tests import tinymodels_sana
-from tests.tinymodels import SIZE_PX, control_map
 
 PROMPT, NEGATIVE, GUIDANCE, SEED, STEPS = "A red sphere left of a blue cube", "snow at night", 4.0, 7, 6
 PLACE = Place(torch.device("cpu"), torch.float32)
-SIZE = {"width": SIZE_PX, "height": SIZE_PX}
+WIDTH, HEIGHT = 96, 64  # not square, so that rows taken for columns show
+SIZE = {"width": WIDTH, "height": HEIGHT}
 BASES = ("solver", "euler")  # by the scheduler the checkpoint comes with
 
 # diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
@@ -61,12 +61,17 @@ def families(models: Path) -> dict[str, Sana]:
 
 def picture() -> NDArray[np.uint8]:
     """A picture with something in it: coloured blocks."""
-    return np.kron(np.random.default_rng(5).integers(0, 256, (4, 4, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+    return np.kron(np.random.default_rng(5).integers(0, 256, (4, 6, 3), dtype=np.uint8), np.ones((16, 16, 1), np.uint8))
+
+
+def drawn_map(seed: int) -> NDArray[np.uint8]:
+    """A map of noise at the size that is drawn."""
+    return np.random.default_rng(seed).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
 
 
 def paint_mask() -> NDArray[np.uint8]:
     """255 where to paint."""
-    mask = np.zeros((SIZE_PX, SIZE_PX), np.uint8)
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask[12:40, 20:] = 255
     return mask
 
@@ -100,7 +105,7 @@ def theirs(pipe: Any, count: int = 1, **options: Any) -> Tensor:
 
 
 def text_of(family: Sana, prompt: str, negative: bool = False) -> Text:
-    return family.bind(family.encode_prompt(prompt), Drawing(SIZE_PX, SIZE_PX, GUIDANCE, negative))
+    return family.bind(family.encode_prompt(prompt), Drawing(WIDTH, HEIGHT, GUIDANCE, negative))
 
 
 def steered(family: Sana, models: Path, nets: list[str], **steering: Any) -> tuple[Steering, ...]:
@@ -108,7 +113,7 @@ def steered(family: Sana, models: Path, nets: list[str], **steering: Any) -> tup
     controls = []
     for i, net in enumerate(nets):
         own = {key: value[i] if isinstance(value, list) else value for key, value in steering.items()}
-        controls.append(Steering(family.prepare(family.load_control(Folder(models / f"net-{net}")), Hint(control_map(i), "canny")), **own))
+        controls.append(Steering(family.prepare(family.load_control(Folder(models / f"net-{net}")), Hint(drawn_map(i), "canny")), **own))
     return tuple(controls)
 
 
@@ -140,7 +145,7 @@ def test_text_to_image(base: str, models: Path, families: dict[str, Sana]) -> No
 @pytest.mark.parametrize("base", BASES)
 def test_one_control(base: str, net: str, models: Path, families: dict[str, Sana]) -> None:
     pipe = pipeline(models, base, net)
-    expected = theirs(pipe, control_image=PIL.Image.fromarray(control_map(0)), controlnet_conditioning_scale=0.7)
+    expected = theirs(pipe, control_image=PIL.Image.fromarray(drawn_map(0)), controlnet_conditioning_scale=0.7)
     got = drawn(families[base], plan_of(families[base], *steered(families[base], models, [net], weight=0.7)))
     assert_same(got, expected)
     assert (got - drawn(families[base], plan_of(families[base]))).abs().max() > 1e-2  # the control did something
@@ -174,7 +179,7 @@ def by_hand(family: Sana, models: Path, nets: list[str], factor: Factor, *, mask
     import diffusers
 
     loaded = [diffusers.SanaControlNetModel.from_pretrained(models / f"net-{net}") for net in nets]
-    maps = [torch.from_numpy(control_map(i)).permute(2, 0, 1)[None] / 127.5 - 1.0 for i in range(len(nets))]
+    maps = [torch.from_numpy(drawn_map(i)).permute(2, 0, 1)[None] / 127.5 - 1.0 for i in range(len(nets))]
     hints = [family.vae.encode(one).latent * family.vae.config.scaling_factor for one in maps]
     texts = [text_of(family, NEGATIVE, negative=True), text_of(family, PROMPT)]
     tokens, tokens_mask = torch.cat([text.tokens_BLD for text in texts]), torch.cat([text.mask() for text in texts])
@@ -182,10 +187,10 @@ def by_hand(family: Sana, models: Path, nets: list[str], factor: Factor, *, mask
     scheduler.set_timesteps(STEPS)
     first = int(STEPS - STEPS * strength)
     scheduler.set_begin_index(first)
-    start, noise = family.encode_image(picture()), torch.randn((1, 4, 8, 8), generator=torch.Generator("cpu").manual_seed(SEED))
+    start, noise = family.encode_image(picture()), torch.randn((1, 4, 8, 12), generator=torch.Generator("cpu").manual_seed(SEED))
     x = (1.0 - scheduler.sigmas[first]) * start + scheduler.sigmas[first] * noise if strength < 1.0 else noise
     for step, (t, sigma) in enumerate(zip(scheduler.timesteps[first:], scheduler.sigmas[first + 1 :], strict=True)):
-        rows, t_rows, added = torch.cat([x, x]), t.expand(2), [torch.zeros(2, 64, 16)] * 3
+        rows, t_rows, added = torch.cat([x, x]), t.expand(2), [torch.zeros(2, 96, 16)] * 3
         for i, (net, hint) in enumerate(zip(loaded, hints, strict=True)):
             found = net(rows, tokens, t_rows, hint.repeat(2, 1, 1, 1), encoder_attention_mask=tokens_mask, return_dict=False)[0]
             for level, one in enumerate(found):
@@ -221,9 +226,9 @@ def test_modes(mode: Mode, models: Path, families: dict[str, Sana]) -> None:
 @torch.no_grad()
 def test_regions_and_layer_weights(models: Path, families: dict[str, Sana]) -> None:
     """A mask is averaged over each token's pixels, tokens in reading order."""
-    mask, own = torch.zeros(SIZE_PX, SIZE_PX), (0.2, 0.0, 0.9)
-    mask[: SIZE_PX // 2, 20:] = 1.0
-    tokens = mask.reshape(8, 8, 8, 8).mean(dim=(1, 3)).reshape(1, 64, 1)
+    mask, own = torch.zeros(HEIGHT, WIDTH), (0.2, 0.0, 0.9)
+    mask[: HEIGHT // 2, 20:] = 1.0
+    tokens = mask.reshape(8, 8, 12, 8).mean(dim=(1, 3)).reshape(1, 96, 1)
     controls = steered(families["euler"], models, ["deep"], mask_HW=mask, layer_weights=own, weight=0.8)
     got = drawn(families["euler"], plan_of(families["euler"], *controls))
     assert_same(got, by_hand(families["euler"], models, ["deep"], lambda net, step, level, levels: 0.8 * own[level] * tokens))
@@ -254,7 +259,7 @@ def test_a_map_is_encoded_and_embedded_once(models: Path, families: dict[str, Sa
     family.vae.encoder.register_forward_hook(count("encode"))
     net.hint_embedding.register_forward_hook(count("embed"))
     net.net.register_forward_hook(count("net"))
-    control = family.prepare(net, Hint(control_map(0), "canny"))
+    control = family.prepare(net, Hint(drawn_map(0), "canny"))
     drawn(family, plan_of(family, Steering(control, start=0.3, end=0.8)))
     assert calls == {"encode": 1, "embed": 1, "net": 2}
     drawn(family, plan_of(family, Steering(control, weight=0.0)))
