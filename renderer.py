@@ -147,8 +147,8 @@ class Renderer:
         family = self._base(request.model)
         request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):
-            if value % family.cell_px:
-                raise BadRequest(f"{name} = {value}: this model draws in cells of {family.cell_px} pixels; give a multiple")
+            if value % family.side_px:
+                raise BadRequest(f"{name} = {value}: this model draws in cells of {family.side_px} pixels; give a multiple")
         stages = stages_of(request, family)
         folders = _folders("loras", family.checkpoint.path)
         loras = {one: loras_of(request, one, folders) for one in dict.fromkeys(words)}

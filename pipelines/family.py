@@ -132,8 +132,8 @@ class Family(ABC):
 
     title: its name for people. weight_parts: the parts that hold weights. cell_px: pixels to a latent cell. `path`, `parameterisation`,
     `steps_offset` and `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the
-    pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance. perturbed_layers: which
-    attention layers perturbed-attention guidance breaks, as a pattern of their names in the denoising network; none where it is empty.
+    pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance. perturbed_layers:
+    which attention layers perturbed-attention guidance breaks, as a pattern of their names in the denoising network; none where empty.
     """
 
     name: ClassVar[str]
@@ -160,6 +160,11 @@ class Family(ABC):
     def defaults(self) -> Mapping[str, Any]:
         """Fields of a request that people of this family would set, used where a request leaves them out; a class may give a constant."""
         return {}
+
+    @property
+    def side_px(self) -> int:
+        """What the sides of pictures are multiples of: a cell, or where cells are taken together to tokens, a token."""
+        return self.cell_px
 
     @classmethod
     @abstractmethod

@@ -107,7 +107,7 @@ def _release(family: Family) -> None:
 
 def fitting_size(family: Family, attempt: Callable[[int, int], object], width: int, height: int) -> tuple[int, int] | None:
     """The largest smaller size of about the same shape at which `attempt(width, height)` finds memory, or None."""
-    cell = max(8, family.cell_px)
+    cell = max(8, family.side_px)
     for share in _SHARES:
         smaller = tuple(int(side * share**0.5) // cell * cell for side in (width, height))
         if min(smaller) < SMALLEST_PX:

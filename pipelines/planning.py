@@ -123,7 +123,7 @@ def stages_of(request: RenderRequest, family: Family) -> list[Stage]:
         times = times.tail(request.strength)
     stages = [Stage(request.width, request.height, sampler, times)]
     if request.hires is not None:
-        width, height = (_enlarged(side, request.hires.scale, family.cell_px) for side in (request.width, request.height))
+        width, height = (_enlarged(side, request.hires.scale, family.side_px) for side in (request.width, request.height))
         second = _times(request, family, sampler, (width, height), request.hires.steps or request.steps)
         stages.append(Stage(width, height, sampler, second.tail(request.hires.strength)))
     return stages
@@ -145,8 +145,8 @@ def choose_sampler(request: RenderRequest) -> Sampler:
     return replace(sampler, run=partial(run, eta=request.eta))
 
 
-def _enlarged(side: int, scale: float, cell_px: int) -> int:
-    cell = max(8, cell_px)
+def _enlarged(side: int, scale: float, side_px: int) -> int:
+    cell = max(8, side_px)
     larger = round(side * scale / cell) * cell
     if larger > MAX_SIZE_PX:
         raise BadRequest(f"hires.scale = {scale:g}: {side} pixels become {larger}, over the limit of {MAX_SIZE_PX}; give a smaller scale")

@@ -84,20 +84,24 @@ class QwenImage(Family):
         """See `Family.networks`."""
         return {part: getattr(self, part) for part in self.weight_parts}
 
+    @property
+    def side_px(self) -> int:
+        """A patch's side."""
+        return self.cell_px * PATCH
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of this size in pixels.
 
         Raises:
             BadRequest: the latents cannot be cut into patches.
         """
-        side = self.cell_px * PATCH
-        if width % side or height % side:
-            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {side} pixels; give such a size")
+        if width % self.side_px or height % self.side_px:
+            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {self.side_px} pixels; give such a size")
         return int(self.vae.config.z_dim), height // self.cell_px, width // self.cell_px
 
     def shift(self, width: int, height: int) -> Shift:
         """The more tokens, the further towards noise."""
-        tokens = (height // (self.cell_px * PATCH)) * (width // (self.cell_px * PATCH))
+        tokens = (height // self.side_px) * (width // self.side_px)
         return Shift(flow_shift(self._scheduler, tokens), flow_terminal(self._scheduler))
 
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:

@@ -96,23 +96,26 @@ class StableDiffusion3(Family):
         found = {"transformer": self.transformer, "vae": self.vae, "text_encoder": self.clips[0][0], "text_encoder_2": self.clips[1][0]}
         return found if self.t5 is None else found | {"text_encoder_3": self.t5}
 
+    @property
+    def side_px(self) -> int:
+        """A patch's side."""
+        return self.patch * self.cell_px
+
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of this size in pixels.
 
         Raises:
             BadRequest: the picture cannot be cut into whole patches, or is larger than the model's table of positions.
         """
-        token_px = self.patch * self.cell_px
-        longest = int(self.transformer.config.pos_embed_max_size) * token_px
+        longest = int(self.transformer.config.pos_embed_max_size) * self.side_px
         for name, value in (("width", width), ("height", height)):
-            if value % token_px or value > longest:
-                raise BadRequest(f"{name} = {value}: this model draws in patches of {token_px} pixels; give a multiple up to {longest}")
+            if value % self.side_px or value > longest:
+                raise BadRequest(f"{name} = {value}: this model draws in patches of {self.side_px} pixels; give a multiple up to {longest}")
         return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
 
     def shift(self, width: int, height: int) -> Shift:
         """The checkpoint's own shift; where it grows with the picture, that for the picture's tokens."""
-        token_px = self.patch * self.cell_px
-        return Shift(flow_shift(self.scheduler, (height // token_px) * (width // token_px)), flow_terminal(self.scheduler))
+        return Shift(flow_shift(self.scheduler, (height // self.side_px) * (width // self.side_px)), flow_terminal(self.scheduler))
 
     @torch.inference_mode()
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:

@@ -317,6 +317,7 @@ def test_long_prompts_say_what_was_dropped(folder: Path) -> None:
 
 
 def test_sizes_that_cannot_be_cut_into_patches(folder: Path) -> None:
+    assert load(folder / "dev").side_px == 16
     with pytest.raises(BadRequest, match="multiples of 16 pixels"):
         load(folder / "dev").latent_shape(72, 64)
 

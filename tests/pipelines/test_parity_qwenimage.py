@@ -243,6 +243,7 @@ def test_what_does_not_fit_is_refused(family: QwenImage, folder: Path, tmp_path:
         family.check_control(Folder(tmp_path / "flux"))
     with pytest.raises(Mismatch, match=r"width 16, the base model .* 32"):
         family.check_control(Folder(tmp_path / "narrow"))
+    assert family.side_px == 16
     with pytest.raises(BadRequest, match="multiples of 16 pixels"):
         family.latent_shape(72, 64)
     assert QwenImage.recognises(Folder(folder / "base"))

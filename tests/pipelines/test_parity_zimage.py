@@ -221,6 +221,7 @@ def test_what_does_not_fit_is_refused(family: ZImage, folder: Path, tmp_path: Pa
     ):
         with pytest.raises(Mismatch, match=message):
             family.check_control(Folder(tmp_path / name))
+    assert family.side_px == 16
     with pytest.raises(BadRequest, match="multiples of 16 pixels"):
         family.latent_shape(72, 64)
     assert ZImage.recognises(Folder(folder / "base"))
