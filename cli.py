@@ -17,7 +17,7 @@ import typer
 from app import ui
 from core import terminal
 from core.errors import BadRequest, LimnError
-from core.request import RenderRequest, Resize, build_request
+from core.request import Hires, RenderRequest, Resize, Tiles, build_request
 from toyland import commands as toyland_commands
 
 if TYPE_CHECKING:
@@ -78,38 +78,69 @@ def _help(field: str) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
+def _option(field: str, group: str, *names: str, **more: Any) -> Any:
+    """A request field's option, explained as the field is, under a heading of the help."""
+    names = names or (f"--{field.replace('_', '-')}",)
+    return typer.Option(*names, **({"help": _help(field), "rich_help_panel": group} | more))
+
+
+SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures and memory"
+HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
+CONTROL_HELP = (
+    "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
+)
+
+
 @app.command()
 def render(
+    context: typer.Context,
     *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help=_help("prompt"))] = DEFAULT.prompt,
     negative: Annotated[str, typer.Option("--negative", help=_help("negative_prompt"))] = DEFAULT.negative_prompt,
-    control: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--control",
-            "-c",
-            metavar="KIND=FILE,KEY=VALUE,…",
-            help="Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, and what `limn extract` lists for the kind.",
-        ),
-    ] = None,
+    control: Annotated[list[str] | None, typer.Option("--control", "-c", metavar="KIND=FILE,KEY=VALUE,…", help=CONTROL_HELP)] = None,
     model: Annotated[str, typer.Option("--model", help=_help("model"))] = DEFAULT.model,
     size: Annotated[str, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.")] = f"{DEFAULT.width}x{DEFAULT.height}",
-    steps: Annotated[int, typer.Option("--steps", help=_help("steps"))] = DEFAULT.steps,
-    sampler: Annotated[str, typer.Option("--sampler", help=f"{SAMPLERS}.")] = DEFAULT.sampler,
-    schedule: Annotated[str, typer.Option("--schedule", help=f"{SCHEDULES}.")] = DEFAULT.schedule,
-    guidance: Annotated[float, typer.Option("--guidance", help=_help("guidance_scale"))] = DEFAULT.guidance_scale,
     seed: Annotated[int, typer.Option("--seed", help=_help("seed"))] = DEFAULT.seed,
     count: Annotated[int, typer.Option("--count", help=_help("count"))] = DEFAULT.count,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures; equal requests give equal names.")] = Path("outputs"),
     as_json: Json = False,
+    steps: Annotated[int, _option("steps", SAMPLING)] = DEFAULT.steps,
+    sampler: Annotated[str, _option("sampler", SAMPLING, help=f"{SAMPLERS}.")] = DEFAULT.sampler,
+    schedule: Annotated[str, _option("schedule", SAMPLING, help=f"{SCHEDULES}.")] = DEFAULT.schedule,
+    eta: Annotated[float | None, _option("eta", SAMPLING)] = DEFAULT.eta,
+    variation_seed: Annotated[int, _option("variation_seed", SAMPLING)] = DEFAULT.variation_seed,
+    variation_strength: Annotated[float, _option("variation_strength", SAMPLING)] = DEFAULT.variation_strength,
+    guidance: Annotated[float, _option("guidance_scale", GUIDANCE, "--guidance")] = DEFAULT.guidance_scale,
+    true_cfg_scale: Annotated[float, _option("true_cfg_scale", GUIDANCE)] = DEFAULT.true_cfg_scale,
+    guidance_start: Annotated[float, _option("guidance_start", GUIDANCE)] = DEFAULT.guidance_start,
+    guidance_end: Annotated[float, _option("guidance_end", GUIDANCE)] = DEFAULT.guidance_end,
+    guidance_rescale: Annotated[float, _option("guidance_rescale", GUIDANCE)] = DEFAULT.guidance_rescale,
+    pag_scale: Annotated[float, _option("pag_scale", GUIDANCE)] = DEFAULT.pag_scale,
+    clip_skip: Annotated[int, _option("clip_skip", GUIDANCE)] = DEFAULT.clip_skip,
+    lora: Annotated[list[str] | None, _option("loras", GUIDANCE, "--lora", metavar="NAME[=WEIGHT[:TEXT]]", help="Repeatable.")] = None,
+    init_image: Annotated[Path | None, _option("init_image", START)] = DEFAULT.init_image,
+    resize: Annotated[Resize, _option("resize", START)] = DEFAULT.resize,
+    strength: Annotated[float, _option("strength", START)] = DEFAULT.strength,
+    mask: Annotated[Path | None, _option("mask", START)] = DEFAULT.mask,
+    paste_back: Annotated[bool, _option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
+    hires: Annotated[str | None, _option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
+    tile_vae: Annotated[Tiles, _option("tile_vae", LARGER)] = DEFAULT.tile_vae,
 ) -> None:
-    """Draw pictures from a prompt and control images."""
+    """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
     from controls.grammar import parse_control
 
-    width, height = _size(size)
-    values = {"prompt": prompt, "negative_prompt": negative, "model": model, "width": width, "height": height, "steps": steps}
-    values |= {"sampler": sampler, "schedule": schedule, "guidance_scale": guidance, "seed": seed, "count": count}
-    request = build_request({**values, "controls": [parse_control(text) for text in control or []]})
+    # Parameters are named as the fields are, but for these; what was not typed is left to the model.
+    renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+    typed = {
+        name: value for name, value in context.params.items() if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    values = {renamed.get(name, name): value for name, value in typed.items() if renamed.get(name, name) in RenderRequest.model_fields}
+    values |= {"model": model, "controls": [parse_control(text) for text in control or []], "loras": [_lora(text) for text in lora or []]}
+    if "size" in typed:
+        values["width"], values["height"] = _size(size)
+    if hires is not None:
+        values["hires"] = {"scale": hires} if "=" not in hires else _pairs(hires.split(","))
+    request = build_request(values)
     started = time.perf_counter()
     found = [(picture.save(out), picture.record) for picture in _stream(_open(request.model), request)]
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
@@ -245,6 +276,13 @@ def _size(text: str) -> tuple[int, int]:
     return int(width[:9]), int(height[:9])
 
 
+def _lora(text: str) -> dict[str, Any]:
+    """`bold`, `bold=0.8`, `bold=0.8:0.5`, the last for the text encoders."""
+    name, equals, weights = text.partition("=")
+    weight, colon, text_weight = weights.partition(":")
+    return {"name": name} | ({"weight": weight} if equals else {}) | ({"text_weight": text_weight} if colon else {})
+
+
 def _pairs(settings: Sequence[str]) -> dict[str, str]:
     """`low=80 high=160` as a dictionary."""
     pairs: dict[str, str] = {}
@@ -276,8 +314,11 @@ def _open(model: str) -> "Renderer":
 
 def _stream(renderer: "Renderer", request: RenderRequest, what: str = "steps") -> "Iterator[Picture]":
     """The request's pictures, with a bar while they are drawn."""
-    with terminal.progress(what, request.steps * request.count) as done:
-        yield from renderer.stream(request, lambda step: done(step.pictures.start * step.steps + (step.index + 1) * len(step.pictures)))
+    total = request.steps * request.count  # a second pass or a picture to begin from changes the steps, not how full the bar is
+    with terminal.progress(what, total) as done:
+        yield from renderer.stream(
+            request, lambda step: done(round(request.steps * (step.pictures.start + (step.index + 1) / step.steps * len(step.pictures))))
+        )
 
 
 def _kinds() -> "Table":
@@ -289,7 +330,7 @@ def _kinds() -> "Table":
         control = controls.get(name)
         needs = "" if control.available() else "finished maps only: no estimator is installed"
         rows = [(field, str(info.default), info.description or "") for field, info in control.params.model_fields.items()]
-        for number, row in enumerate(rows or [("", "", needs)]):
+        for number, row in enumerate([*rows, *([("", "", needs)] if needs or not rows else [])]):
             table.add_row("" if number else name, *row)
     return table
 
