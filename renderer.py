@@ -8,7 +8,7 @@ for picture in renderer.render(RenderRequest(prompt="a red sphere on grass", see
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -81,11 +81,18 @@ class Step:
 OnStep = Callable[[Step], None]
 
 
+class LoadMap(Protocol):
+    """As `controls.prepare.load_map`."""
+
+    def __call__(self, unit: ControlUnit, width: int, height: int, *, model: str = ...) -> Prepared: ...
+
+
 class Renderer:
     """Draws requests with the models it keeps loaded."""
 
     def __init__(self, engine: "Engine", model: str, preview: "Preview | None" = None) -> None:
         self.engine, self.model, self.preview = engine, model, preview
+        self.load_map: LoadMap = load_map  # a batch puts one in its place that has extracted ahead
         self._stacks: WeakKeyDictionary[Family, LoraStack] = WeakKeyDictionary()
 
     @classmethod
@@ -143,21 +150,21 @@ class Renderer:
         _check_files(request)
         for i, unit in enumerate(request.controls):
             _check_unit(unit, i)
-        words = [words_of(request, i, next(iter(_folders("wildcards")), None)) for i in range(request.count)]
+        words = [words_of(request, i, next(iter(folders_of("wildcards")), None)) for i in range(request.count)]
         family = self._base(request.model)
         request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):
             if value % family.side_px:
                 raise BadRequest(f"{name} = {value}: this model draws in cells of {family.side_px} pixels; give a multiple")
         stages = stages_of(request, family)
-        folders = _folders("loras", family.checkpoint.path)
+        folders = folders_of("loras", family.checkpoint.path)
         loras = {one: loras_of(request, one, folders) for one in dict.fromkeys(words)}
         nets, weights = self._nets(request, family)
         for i, path in enumerate(dict.fromkeys(lora.path for some in loras.values() for lora in some)):
             weights.append(WeightFile(part=f"lora {i}", file=path.name, sha256=sha256_file(path)))
         begin = load_source(request)
         source = None if begin is None else Source(*begin)
-        maps = [tuple(load_map(unit, stage.width, stage.height, model=request.model) for unit in request.controls) for stage in stages]
+        maps = [tuple(self.load_map(unit, stage.width, stage.height, model=request.model) for unit in request.controls) for stage in stages]
         with explained("to prepare the controls and the text", "give fewer controls or a smaller size, or use a smaller model"):
             for i, found in enumerate(maps):
                 if i == 0 or request.hires is None or request.hires.with_control:
@@ -173,7 +180,7 @@ class Renderer:
 
         with explained(f"to load {model!r}", "use a smaller model, or dtype float16"):
             family = self.engine.base(resolve(model))
-        embeddings = _folders("embeddings", family.checkpoint.path)
+        embeddings = folders_of("embeddings", family.checkpoint.path)
         if embeddings and getattr(family, "inversions", ()) is None:
             from pipelines.inversion import load_inversions
 
@@ -295,7 +302,7 @@ def _hash(path: Path | None) -> str | None:
     return None if path is None else sha256_file(path)
 
 
-def _folders(name: str, base: Path | None = None) -> list[Path]:
+def folders_of(name: str, base: Path | None = None) -> list[Path]:
     """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's models."""
     beside = [] if base is None else [base.resolve().parent / name]
     return [folder for folder in (*beside, Path(name), ROOT / "models" / name) if folder.is_dir()]
