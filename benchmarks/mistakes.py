@@ -2,10 +2,10 @@
 
     python benchmarks/mistakes.py [--count 200] [--size 128] [--quality 90] [--json FILE]
 
-Every scene gives its picture and a finished map of every kind that has a check: extracted where no network is needed, exact for depth, pose,
-normals and classes. A false alarm is a warning about a picture that is to be extracted from, or about a finished map that is said to be
-one. A detection is a warning about the mistake that was made. Maps go through PNG and through JPEG. Empty maps (nothing there to draw) are
-counted apart: the warning about them is right.
+Every scene gives its picture and a finished map of every kind that has a check: extracted where no network is needed, exact for depth,
+pose, normals and classes. A false alarm is a warning about a picture that is to be extracted from, or about a finished map that is said to
+be one. A detection is a warning about the mistake that was made. Maps go through PNG and through JPEG. Empty maps (nothing there to draw)
+are counted apart: the warning about them is right.
 """
 
 import argparse

@@ -86,7 +86,10 @@ def ssim(one_HW: NDArray[np.uint8], other_HW: NDArray[np.uint8]) -> float:
 
 
 def likeness(wanted_HWC: Image, got_HWC: Image, where_HW: Mask | None = None) -> Score:
-    """Peak signal-to-noise ratio, over the pixels of `where_HW` alone if given; `value` is 0 at 10 dB and below, 1 at 40 dB and above."""
+    """Peak signal-to-noise ratio in dB; `value` is 0 at 10 dB and below, 1 at 40 dB and above.
+
+    where_HW: only these pixels count.
+    """
     raw = psnr(wanted_HWC, got_HWC, where_HW)
     value = (raw - PSNR_FLOOR_DB) / (PSNR_CEILING_DB - PSNR_FLOOR_DB)
     return Score(min(1.0, max(0.0, value)), "PSNR", raw, "dB")

@@ -1,4 +1,4 @@
-"""Human pose: OpenPose's stick figures, 18 COCO joints, drawn by `core.skeleton`.
+"""Human pose: OpenPose's stick figures, 18 COCO joints in their published colours on black.
 
 Source: Cao et al., "OpenPose", arXiv 1812.08008; Yang and Ramanan, TPAMI 2013 (PCK).
 """
