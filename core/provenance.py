@@ -144,13 +144,18 @@ class Record(Frozen):
         return infotext(request, self.index, hashes, params, self.versions.get("limn", ""))
 
 
+def picture_bytes(image_HWC: Image, record: Record) -> bytes:
+    """The picture as the bytes of a PNG file with its record inside."""
+    return encode_png(image_HWC, {"parameters": record.infotext(), "limn": record.canonical_json()})
+
+
 def write_picture(path: Path, image_HWC: Image, record: Record) -> None:
     """Publish the picture as PNG with its record inside, in one rename.
 
     Raises:
         DiskFull, BadRequest: as `core.files.publish`.
     """
-    publish(path, encode_png(image_HWC, {"parameters": record.infotext(), "limn": record.canonical_json()}))
+    publish(path, picture_bytes(image_HWC, record))
 
 
 def read_record(path: Path) -> Record:
