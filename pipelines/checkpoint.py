@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from core.errors import BadModel
-from pipelines.loading import load_part, load_tokenizer, read_config, weight_files
+from pipelines.loading import WEIGHT_NAMES, load_part, load_tokenizer, read_config, weight_files
 from pipelines.place import Place
 
 
@@ -23,6 +23,14 @@ class Checkpoint(Protocol):
 
     @property
     def settings(self) -> Mapping[str, Any]: ...
+
+    def has(self, part: str) -> bool:
+        """Whether a part is there, as far as can be told without reading it."""
+        ...
+
+    def remedy(self, part: str) -> str:
+        """What to do about a part that is not there."""
+        ...
 
     def config(self, part: str) -> dict[str, Any]:
         """The part's own configuration: config.json, or scheduler_config.json for "scheduler".
@@ -81,6 +89,14 @@ class Folder:
         values = read_config(index) if index.is_file() else {}
         return {key: value for key, value in values.items() if not isinstance(value, list) and not key.startswith("_")}
 
+    def has(self, part: str) -> bool:
+        """See `Checkpoint.has`."""
+        return part in self.classes and (self.path / part).is_dir()
+
+    def remedy(self, part: str) -> str:
+        """See `Checkpoint.remedy`."""
+        return "give a complete diffusers folder"
+
     def config(self, part: str) -> dict[str, Any]:
         """See `Checkpoint.config`."""
         name = "scheduler_config.json" if part == "scheduler" else "config.json"
@@ -100,8 +116,18 @@ class Folder:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at a path."""
-    return Folder(path)
+    """The checkpoint at a path: a folder, or one file. A file with its config.json beside it is the folder they are in.
+
+    Raises:
+        BadModel: a file that is damaged, a pickle, or neither a model nor a control.
+    """
+    if not path.is_file():
+        return Folder(path)
+    if path.name in WEIGHT_NAMES and (path.parent / "config.json").is_file():
+        return Folder(path.parent)
+    from pipelines.singlefile import SingleFile  # which reads parts that it lacks from a Folder
+
+    return SingleFile(path)
 
 
 def need(checkpoint: Checkpoint, parts: tuple[str, ...], title: str) -> None:
@@ -110,5 +136,6 @@ def need(checkpoint: Checkpoint, parts: tuple[str, ...], title: str) -> None:
         BadModel: one of the parts that a model of this family consists of is not there.
     """
     for part in parts:
-        if part not in checkpoint.classes or (checkpoint.path.is_dir() and not (checkpoint.path / part).is_dir()):
-            raise BadModel(f"model {str(checkpoint.path)!r} has no {part!r}: a {title} model needs {', '.join(parts)}")
+        if not checkpoint.has(part):
+            where = str(checkpoint.path)
+            raise BadModel(f"model {where!r} has no {part!r}: a {title} model needs {', '.join(parts)}; {checkpoint.remedy(part)}")

@@ -1,5 +1,6 @@
 """Finding models, loading them once, and deciding where they compute."""
 
+import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from core.errors import BadModel, BadRequest, unknown_name
 from core.files import sha256_file
 from core.provenance import WeightFile
 from core.registry import discover
-from pipelines.checkpoint import open_checkpoint
+from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.family import Family, Place
 from pipelines.loading import quiet, refuse_pickle
 
@@ -54,8 +55,10 @@ def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
     return Place(chosen, _DTYPES[dtype or ("float32" if kind == "cpu" else "float16")])
 
 
-def resolve(model: str, revision: str | None = None) -> Path:
-    """The folder of a model: 'toyland', a folder, or a hub id, which is fetched where the machine may.
+def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> Path:
+    """The folder or file of a model: 'toyland', a folder, a .safetensors file, a name in Limn's models folder, or a hub id.
+
+    'owner/name@revision' pins a hub id to a commit, tag or branch. fetch: what is not here may be downloaded, where the machine may.
 
     Raises:
         BadModel: there is no such model, or it is a file in a format that is refused.
@@ -70,18 +73,26 @@ def resolve(model: str, revision: str | None = None) -> Path:
         return path
     refuse_pickle(path)
     if path.is_file():
-        raise BadModel(
-            f"{model!r} is a single file: give a diffusers folder (StableDiffusionPipeline.from_single_file, then save_pretrained)"
-        )
-    if path.suffix == "" and _HUB_ID.fullmatch(model):
-        return _from_hub(model, revision)
-    raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder or a hub id such as 'owner/name'")
+        return path
+    for installed in (models_folder() / model, models_folder() / f"{model}.safetensors"):
+        if not path.is_absolute() and ".." not in path.parts and installed.exists():
+            return installed
+    name, _, pinned = model.partition("@")
+    if path.suffix != ".safetensors" and _HUB_ID.fullmatch(name):
+        return from_hub(name, pinned or revision, fetch=fetch)
+    raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder, a .safetensors file or a hub id such as 'owner/name'")
+
+
+def models_folder() -> Path:
+    """Where Limn keeps models of the user's: $LIMN_MODELS, else ~/.cache/limn."""
+    return Path(os.environ.get("LIMN_MODELS") or Path.home() / ".cache" / "limn")
 
 
 def default_control(base: Path, kind: str) -> Path | None:
-    """The ControlNet for a kind that lies beside a base model, as `controlnet-<kind>`, or None."""
+    """The ControlNet for a kind that lies beside a base model, as `controlnet-<kind>`, a folder or a .safetensors file, or None."""
     folder = base.resolve().parent / f"controlnet-{kind}"
-    return folder if folder.is_dir() else None
+    file = folder.with_name(f"{folder.name}.safetensors")
+    return folder if folder.is_dir() else file if file.is_file() else None
 
 
 class Engine:
@@ -116,34 +127,62 @@ class Engine:
         key = folder.resolve()
         if key not in self._hashes:  # hashed once per loading: what counts is the file that was loaded
             checkpoint = open_checkpoint(folder)
-            files = [file for subfolder in subfolders for file in checkpoint.files(subfolder)]
-            self._hashes[key] = {file.relative_to(folder).as_posix(): sha256_file(file) for file in files}
+            files = dict.fromkeys(file for subfolder in subfolders for file in checkpoint.files(subfolder))
+            self._hashes[key] = {_shown(file, folder): sha256_file(file) for file in files}
         return [WeightFile(part=part, file=file, sha256=sha256) for file, sha256 in self._hashes[key].items()]
 
     def _load_base(self, folder: Path) -> Family:
         checkpoint = open_checkpoint(folder)
-        for family in families().values():
-            if family.recognises(checkpoint):
-                self._hashes.pop(folder.resolve(), None)
-                return family.load(checkpoint, self.place)
-        kind = checkpoint.classes.get("", "of an unknown class")
-        raise BadModel(f"model {str(folder)!r} is {kind}: known families are {', '.join(families())}")
+        family = family_of(checkpoint)
+        self._hashes.pop(folder.resolve(), None)
+        return family.load(checkpoint, self.place)
 
     def _load_control(self, family: Family, folder: Path) -> Any:
         self._hashes.pop(folder.resolve(), None)
         return family.load_control(open_checkpoint(folder))
 
 
-def _from_hub(repo: str, revision: str | None) -> Path:
+def family_of(checkpoint: Checkpoint) -> type[Family]:
+    """The family of a base model.
+
+    Raises:
+        BadModel: it is of none that is known.
+    """
+    for family in families().values():
+        if family.recognises(checkpoint):
+            return family
+    kind = checkpoint.classes.get("", "of an unknown class")
+    raise BadModel(f"model {str(checkpoint.path)!r} is {kind}: known families are {', '.join(families())}")
+
+
+def from_hub(repo: str, revision: str | None = None, *, fetch: bool = True) -> Path:
+    """The folder of a hub model, downloaded unless it is here already.
+
+    Raises:
+        BadModel: it is neither here nor can be had.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
+    shown = f"{repo}@{revision}" if revision else repo
     try:
         with quiet():
-            return Path(snapshot_download(repo, revision=revision, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT))
+            found = snapshot_download(
+                repo, revision=revision, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT, local_files_only=not fetch
+            )
+            return Path(str(found))
     except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
         reason = type(error).__name__
-        raise BadModel(f"no folder {repo!r} here, and hub model {repo!r} cannot be fetched ({reason}): give a diffusers folder") from error
+        if not fetch:
+            raise BadModel(f"hub model {shown!r} is not installed: run 'limn models add {shown}'") from error
+        raise BadModel(
+            f"no folder {shown!r} here, and hub model {shown!r} cannot be fetched ({reason}): give a diffusers folder"
+        ) from error
+
+
+def _shown(file: Path, folder: Path) -> str:
+    """A weight file's name in a record: its path inside its model."""
+    return file.relative_to(folder if file.is_relative_to(folder) else folder.parent).as_posix() if file != folder else file.name
 
 
 def _kept(models: OrderedDict[Any, T], key: Any, load: Callable[[], T], limit: int) -> T:

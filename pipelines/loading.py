@@ -12,7 +12,9 @@ from core.errors import BadModel
 from pipelines.place import Place
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
+WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHOWN_KEYS = 3
+_MAGIC = {b"PK\x03\x04": "PyTorch's zip of pickles"} | {bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -35,10 +37,18 @@ def read_config(path: Path) -> dict[str, Any]:
 def refuse_pickle(path: Path) -> None:
     """
     Raises:
-        BadModel: the file's ending is that of a pickle, which runs code when it is read.
+        BadModel: the file's ending, or its first bytes, are those of a pickle, which runs code when it is read.
     """
     if path.suffix.lower() in PICKLES:
         raise BadModel(f"{str(path)!r} is a pickle file, and reading one can run any code: {_conversion()}")
+    try:
+        with path.open("rb") as file:
+            begin = file.read(9)
+    except OSError:
+        return  # missing or no file at all: others say so
+    disguised = next((kind for magic, kind in _MAGIC.items() if begin.startswith(magic)), None)
+    if disguised and begin[8:] != b"{":  # where safetensors' header begins, after its length, which may look like anything
+        raise BadModel(f"{str(path)!r} is {disguised} under another name, and reading one can run any code: {_conversion()}")
 
 
 def weight_files(folder: Path) -> list[Path]:
@@ -47,7 +57,7 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         BadModel: there is none, or one is cut short or damaged.
     """
-    for name in ("diffusion_pytorch_model.safetensors", "model.safetensors"):
+    for name in WEIGHT_NAMES:
         index = folder / f"{name}.index.json"
         if (folder / name).is_file():
             files = [folder / name]
@@ -72,6 +82,7 @@ def check_safetensors(file: Path) -> None:
     """
     from safetensors import SafetensorError, safe_open
 
+    refuse_pickle(file)
     try:
         with safe_open(file, "pt"):
             pass

@@ -46,7 +46,7 @@ def test_models_that_are_not_there(models: Path, tmp_path: Path) -> None:
     refused(BadModel, r"no model '/nowhere'", "/nowhere")
     refused(BadModel, r"model_index.json' is missing", tmp_path)
     refused(BadModel, r"hub model 'owner/name' cannot be fetched", "owner/name")
-    refused(BadModel, r"is a single file", models / "base" / "unet" / "diffusion_pytorch_model.safetensors")
+    refused(BadModel, r"is UNet2DConditionModel: known", models / "base" / "unet" / "diffusion_pytorch_model.safetensors")
 
 
 @pytest.mark.parametrize("name", ["model.ckpt", "model.pt", "model.bin", "model.pkl"])
