@@ -19,7 +19,7 @@ from controls.mistakes import is_black_and_white
 from core.control import Control, Image, by_extraction
 from core.request import Frozen
 
-SMALL_PX = 128  # side of the copy that GrabCut works on
+SMALL_PX = 96  # side of the copy that GrabCut works on
 GRABCUT_STEPS = 2
 
 

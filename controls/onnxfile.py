@@ -131,6 +131,8 @@ def input_size(data: bytes) -> tuple[int, int] | None:
 
 def _fields(data: Any, wanted: int | None = None) -> Iterator[tuple[int, Any]]:
     """Field numbers and values of a protocol buffer's message: integers, or bytes; with `wanted`, up to the first of that number."""
+    if not isinstance(data, bytes | memoryview):
+        raise ValueError("no protocol buffer")
     place, value = 0, None  # type: int, Any
     while place < len(data):
         key, place = _varint(data, place)

@@ -9,8 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
+import controls
 from controls import canny, estimators
-from controls.prepare import Prepared, load_map
+from controls.geometry import place
+from controls.prepare import Prepared, load_map, settled, takes_own_file
 from core.control import Image
 from core.errors import BadImage, BadRequest
 from core.images import encode_png, sha256_pixels
@@ -121,3 +123,54 @@ def test_refusals(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     (tmp_path / "text.json").write_text("[")
     with pytest.raises(BadRequest, match="not an OpenPose file"):
         load(tmp_path / "text.json", "pose")
+
+
+@pytest.mark.parametrize("kind", ["threshold", "blur"])
+@pytest.mark.parametrize("processor_px", [None, 96, 300])
+@pytest.mark.parametrize("resize", ["just", "crop", "fill"])
+def test_a_640_by_480_picture_stays_aligned_through_every_door(save: Any, kind: str, processor_px: int | None, resize: str) -> None:
+    """A disc's map has its centre where the disc's centre comes to lie, whatever the resolution at which it was extracted."""
+    x, y = 297.5, 221.5
+    source = np.full((480, 640, 3), 40, np.uint8)
+    rows, columns = np.mgrid[:480, :640] + 0.5
+    source[(columns - x) ** 2 + (rows - y) ** 2 < 120**2] = 230
+    params = {"sigma": 2.0} if kind == "blur" else {}
+    light = load(save(source), kind, 256, 256, resize=resize, processor_px=processor_px, params=params).map_HWC[..., 0].astype(float)
+    inside = place(640, 480, 256, 256, resize)  # type: ignore[arg-type]
+    weight = (light > 135).astype(float)
+    grid_y, grid_x = np.mgrid[:256, :256] + 0.5
+    centre = np.array([(grid_x * weight).sum(), (grid_y * weight).sum()]) / weight.sum()
+    assert np.abs(centre - inside.points(np.array([x, y]))).max() < 0.5
+
+
+def test_a_processor_resolution_is_the_shorter_side_at_which_edges_are_found(save: Any) -> None:
+    coarse = load(save(picture()), width=256, height=192, processor_px=96).map_HWC
+    small = canny.extract(cv2.resize(picture(), (128, 96), interpolation=cv2.INTER_AREA), canny.Params())
+    np.testing.assert_array_equal(coarse[::2, ::2], small)  # enlarged by two, every pixel twice
+    assert set(np.unique(coarse)) == {0, 255}
+    with pytest.raises(ValueError, match="greater than or equal to 64"):
+        ControlUnit(kind="canny", image=Path("a.png"), processor_px=8)
+
+
+def test_the_default_estimator_follows_the_model_and_is_recorded(save: Any) -> None:
+    unit = ControlUnit(kind="depth", image=save(picture()), ready=True)
+    assert load_map(unit, 128, 96).params == {}  # a finished map has no settings
+    control = controls.get("depth")
+    plain, named = control.parse_params({}), control.parse_params({"estimator": "owner/mine"})
+    assert settled(control, plain, "toyland") == plain
+    assert settled(control, plain, "owner/real-model").model_dump()["estimator"] == estimators.PUBLISHED["depth"]
+    assert settled(control, named, "owner/real-model") == named
+    normals = controls.get("normal")
+    assert settled(normals, normals.parse_params({}), "a/b").model_dump()["estimator"] == estimators.PUBLISHED["depth"]
+    edges = controls.get("canny")
+    assert settled(edges, edges.parse_params({}), "a/b") == edges.parse_params({})
+    assert load(save(picture())).params == {"low": 100, "high": 200, "automatic": False, "scales": 1}
+
+
+def test_a_kinds_own_file_is_known_by_its_content(tmp_path: Path) -> None:
+    pose_file = tmp_path / "no-suffix"
+    pose_file.write_text('\ufeff {"people": []}', encoding="utf-8")
+    assert takes_own_file(controls.get("pose"), pose_file)
+    assert not takes_own_file(controls.get("canny"), pose_file)
+    (tmp_path / "picture.json").write_bytes(encode_png(picture()))
+    assert not takes_own_file(controls.get("pose"), tmp_path / "picture.json")
