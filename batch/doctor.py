@@ -1,0 +1,128 @@
+"""What can be known about a request without loading a model: whether its names exist, and what its weights are.
+
+Weights are told apart by their bytes: a model's folder gives one digest of all its files, hashed once a run.
+"""
+
+import hashlib
+from functools import cache
+from pathlib import Path
+
+import controls
+from core.errors import BadRequest, unknown_name
+from core.files import sha256_file
+from core.request import ControlUnit, RenderRequest
+
+_FILES = (".safetensors", ".json", ".txt", ".model")
+
+
+class Doctor:
+    """Checks requests and digests their weights, each name and folder once. model: for requests that name none."""
+
+    def __init__(self, model: str = "toyland", *, fetch: bool = True) -> None:
+        self.model, self.fetch = model, fetch
+        self._seen: set[tuple[object, ...]] = set()
+        self._found: dict[tuple[object, ...], tuple[str, ...]] = {}
+
+    def check(self, request: RenderRequest) -> None:
+        """Whether sampler, schedule and every control's kind and settings are known, and its extractor is installed.
+
+        Raises:
+            BadRequest: one is not.
+        """
+        names = (request.sampler, request.schedule, request.eta)
+        if names not in self._seen:
+            _check_sampler(request)
+            self._seen.add(names)
+        for unit in request.controls:
+            control = controls.get(unit.kind)
+            control.parse_params(unit.params)
+            if not unit.ready and unit.image.suffix.lower() != ".json" and not _available(unit.kind):
+                raise BadRequest(f"no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
+
+    def weights(self, request: RenderRequest) -> tuple[str, ...]:
+        """A digest of the base model, of each control's network, and of each LoRA.
+
+        Raises:
+            BadModel, BadRequest: a model is not here and cannot be had, or none is known for a control.
+        """
+        model = request.model if "model" in request.model_fields_set else self.model
+        loras = tuple(lora.name for lora in request.loras)
+        prompt = request.prompt if "<lora:" in request.prompt else ""
+        key = (model, tuple((unit.kind, unit.model) for unit in request.controls), loras, prompt)
+        if key not in self._found:
+            self._found[key] = self._digests(request, model)
+        return self._found[key]
+
+    def words(self, request: RenderRequest) -> list[str]:
+        """The prompts with their wildcards and choices drawn; none where there are none to draw.
+
+        Raises:
+            BadRequest: a wildcard is not known.
+        """
+        texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
+        if not any("__" in text or "{" in text for text in texts.values()):
+            return []
+        from pipelines.wildcards import expand
+        from renderer import folders_of
+
+        folder = next(iter(folders_of("wildcards")), None)
+        found = []
+        for i in range(request.count):
+            seed, variation = request.seeds(i)
+            found += [expand(text, seed if variation is None else variation, folder, stream=name) for name, text in texts.items()]
+        return found
+
+    def _digests(self, request: RenderRequest, model: str) -> tuple[str, ...]:
+        from pipelines.engine import resolve
+
+        base = resolve(model, fetch=self.fetch)
+        found = [digest(base)]
+        for unit in request.controls:
+            folder = self._network(unit, base)
+            found.append("" if folder is None else digest(folder))
+        return (*found, *self._loras(request, base))
+
+    def _network(self, unit: ControlUnit, base: Path) -> Path | None:
+        """The ControlNet that the renderer will take; None for a base that reads maps itself."""
+        from pipelines.checkpoint import open_checkpoint
+        from pipelines.engine import default_control, family_of, resolve
+
+        if unit.model is not None:
+            return resolve(unit.model, fetch=self.fetch)
+        beside = default_control(base, unit.kind)
+        if beside is not None:
+            return beside
+        published = controls.get(unit.kind).weights.get(family_of(open_checkpoint(base)).name)
+        return None if published is None else resolve(published.repo, published.revision, fetch=self.fetch)
+
+    def _loras(self, request: RenderRequest, base: Path) -> list[str]:
+        if not request.loras and "<lora:" not in request.prompt:
+            return []
+        from pipelines.planning import loras_of, words_of
+        from renderer import folders_of
+
+        words = words_of(request, 0, next(iter(folders_of("wildcards")), None))
+        return [sha256_file(lora.path) for lora in loras_of(request, words, folders_of("loras", base))]
+
+
+def digest(model: Path) -> str:
+    """SHA-256, in hex, of a weight file, or of the names and digests of all files that make up a model's folder."""
+    if model.is_file():
+        return sha256_file(model)
+    files = sorted(path for path in model.rglob("*") if path.suffix in _FILES and path.is_file())
+    listed = [f"{path.relative_to(model).as_posix()} {sha256_file(path)}" for path in files]
+    return hashlib.sha256("\n".join(listed).encode()).hexdigest()
+
+
+@cache
+def _available(kind: str) -> bool:
+    return controls.get(kind).available()
+
+
+def _check_sampler(request: RenderRequest) -> None:
+    from pipelines.planning import choose_sampler
+    from pipelines.schedules import SCHEDULES
+
+    choose_sampler(request)
+    if request.schedule not in SCHEDULES:
+        raise unknown_name("schedule", request.schedule, SCHEDULES)

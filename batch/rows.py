@@ -1,0 +1,170 @@
+"""One row of a manifest as a request: short forms, paths relative to the manifest, and messages that name the column.
+
+    {"prompt": "a red sphere", "seed": 7, "size": "128x96", "pose": "figure.png,ready,weight=0.8", "lora": "bold=0.8"}
+
+A key is a field of `core.request.RenderRequest`, one of `SHORT`, or a kind of control, whose value is `--control`'s after `KIND=`.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import controls
+from controls.grammar import parse_control
+from core.errors import BadRequest, UserError, shortened, unknown_name
+from core.request import ControlUnit, RenderRequest, build_request
+
+SHORT: Final = {"size": "width and height", "negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
+_RENAMED = {"negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
+_PATHS = ("init_image", "mask")
+
+
+class BadRow(UserError):
+    """A row is wrong; `key` is the column that is, where one can be named."""
+
+    def __init__(self, message: str, key: str | None = None) -> None:
+        super().__init__(message)
+        self.key = key
+
+
+def known_keys() -> tuple[str, ...]:
+    """Every key that a row may have."""
+    return (*RenderRequest.model_fields, *SHORT, *_kinds())
+
+
+def _kinds() -> list[str]:
+    """The kinds of control that a column can name: `mask` is the request's own."""
+    return [kind for kind in controls.names() if kind not in RenderRequest.model_fields]
+
+
+def check_keys(keys: Iterable[str]) -> None:
+    """Whether every key is known.
+
+    Raises:
+        BadRow: one is not; the message names the nearest.
+    """
+    known = known_keys()
+    for key in keys:
+        if key not in known:
+            raise BadRow(str(unknown_name("column", key, known)), key)
+
+
+def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
+    """A row's request. folder: what the row's relative paths are relative to; a value of None or "" counts as not given.
+
+    Raises:
+        BadRow: an unknown key, a value out of range, or half a character.
+    """
+    check_keys(row)
+    values: dict[str, Any] = {}
+    units: list[Any] = []
+    kinds = _kinds()
+    for key, value in row.items():
+        if value is None or value == "":
+            continue
+        if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise BadRow(f"{key} = {shortened(value)}: half a character; save the manifest as UTF-8", key)
+        try:
+            if key in kinds:
+                units += [_control(key, text, folder) for text in (value if isinstance(value, list) else [value])]
+            elif key == "controls":
+                units += [_whole_control(item, folder) for item in _listed(value, key)]
+            elif key == "size":
+                values["width"], values["height"] = parse_size(str(value))
+            elif key in ("lora", "loras"):
+                values["loras"] = [_lora(item) for item in _listed(value, key)]
+            elif key == "hires":
+                values[key] = {"scale": value} if not isinstance(value, dict) else value
+            elif key in _PATHS:
+                values[key] = placed(Path(str(value)), folder)
+            else:
+                values[_RENAMED.get(key, key)] = value
+        except BadRow:
+            raise
+        except UserError as error:
+            raise BadRow(str(error), key) from None
+    try:
+        return build_request(values | ({"controls": units} if units else {}))
+    except BadRequest as error:
+        message = str(error)
+        field = message.split(" ", 1)[0].partition(".")[0].rstrip(":")
+        raise BadRow(message, _column(field, row)) from None
+
+
+def placed(path: Path, folder: Path) -> Path:
+    """A path of a row as seen from here."""
+    path = path.expanduser()
+    return path if path.is_absolute() else folder / path
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`128x96` as width and height.
+
+    Raises:
+        BadRequest: it is written otherwise.
+    """
+    width, cross, height = text.lower().partition("x")
+    if not (cross and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
+        raise BadRequest(f"size {text[:40]!r}: write WIDTHxHEIGHT in pixels, as in 128x128")
+    return int(width[:9]), int(height[:9])
+
+
+def _control(kind: str, text: Any, folder: Path) -> ControlUnit:
+    if not isinstance(text, str):
+        raise BadRow(f"{kind} = {shortened(text)}: write FILE,KEY=VALUE,… as after --control {kind}=", kind)
+    return _seen_from_here(parse_control(f"{kind}={text}"), folder)
+
+
+def _whole_control(item: Any, folder: Path) -> ControlUnit:
+    if isinstance(item, str):
+        return _seen_from_here(parse_control(item), folder)
+    try:
+        request = build_request({"controls": [item]})
+    except BadRequest as error:
+        raise BadRow(str(error), "controls") from None
+    unit = request.controls[0]
+    controls.get(unit.kind).parse_params(unit.params)
+    return _seen_from_here(unit, folder)
+
+
+def _seen_from_here(unit: ControlUnit, folder: Path) -> ControlUnit:
+    here: dict[str, Any] = {"image": placed(unit.image, folder)}
+    if unit.mask is not None:
+        here["mask"] = placed(unit.mask, folder)
+    return unit.model_copy(update=here)
+
+
+def _listed(value: Any, key: str) -> list[Any]:
+    """A list as JSON writes it, also inside a cell of a CSV file; one item may stand alone, several with `;` between them."""
+    if isinstance(value, str):
+        if value.lstrip().startswith("["):
+            try:
+                value = json.loads(value)
+            except ValueError as error:
+                raise BadRow(f"{key} = {shortened(value)}: not a list as JSON writes it ({error})", key) from None
+        else:
+            value = [part.strip() for part in value.split(";") if part.strip()]
+    if isinstance(value, Mapping):
+        value = [value]
+    if not isinstance(value, list):
+        raise BadRow(f"{key} = {shortened(value)}: write a list", key)
+    return value
+
+
+def _lora(item: Any) -> Any:
+    """`bold`, `bold=0.8`, `bold=0.8:0.5`, the last for the text encoders; or the whole unit."""
+    if not isinstance(item, str):
+        return item
+    name, _, weights = item.partition("=")
+    weight, _, text_weight = weights.partition(":")
+    return {"name": name} | ({"weight": weight} if weight else {}) | ({"text_weight": text_weight} if text_weight else {})
+
+
+def _column(field: str, row: Mapping[str, Any]) -> str | None:
+    """The row's own key for a field of the request."""
+    if field in row:
+        return field
+    short = {"width": "size", "height": "size"} | {field: key for key, field in _RENAMED.items()}
+    key = short.get(field)
+    return key if key in row else None

@@ -1,0 +1,126 @@
+"""A batch from jobs to pictures: lock, look at what is there, draw the rest, and leave a report.
+
+run_batch(jobs, open_store("out"), Settings(open_drawer=OpenRenderer("toyland")))
+"""
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass, field
+
+from batch.crew import Alone, Crew
+from batch.driver import Drive, Limits, Show, Stop, Tally, signals
+from batch.job import Job
+from batch.journal import Journal, fidelity_of, open_journal, read_journal
+from batch.lock import locked
+from batch.planner import ordered
+from batch.report import write_report
+from batch.store import Folder, Store, failure_name, pictures, read_failures
+from batch.work import Open, OpenRenderer
+from core.errors import BadImage, BadRequest
+from core.provenance import read_record
+
+MOST_ORPHANS_NAMED = 1000
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a batch is drawn.
+
+    workers: processes; 0 draws in this one. ray: "local" or a cluster's address. extractors: processes that extract maps, for each worker.
+    retry_failed: draw again what has failed in an earlier run. command: what to write into the journal about how it was called.
+    """
+
+    open_drawer: Open = field(default_factory=OpenRenderer)
+    workers: int = 0
+    ray: str | None = None
+    extractors: int = 0
+    limits: Limits = field(default_factory=Limits)
+    retry_failed: bool = False
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a store holds of the jobs. there: done; failed: recorded as failed; orphans: pictures that no job asks for."""
+
+    there: frozenset[str]
+    failed: frozenset[str]
+    orphans: tuple[str, ...]
+
+
+def look(jobs: Sequence[Job], names: Set[str]) -> Found:
+    """Which jobs are done, by the files there are."""
+    there = frozenset(job.key for job in jobs if job.name in names)
+    failed = frozenset(job.key for job in jobs if job.key not in there and failure_name(job.name) in names)
+    return Found(there, failed, tuple(sorted(pictures(set(names)) - {job.name for job in jobs})))
+
+
+def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show, stop: Stop | None = None) -> tuple[Tally, Found]:
+    """Draws every job whose picture is not there yet; whatever ends it, what is there is whole, and the next run goes on.
+
+    Raises:
+        BadRequest: another process is writing there.
+        LimnError: nothing could be done any more (the disk is full, the model cannot be opened).
+    """
+    stop = stop or Stop()
+    with locked(store):
+        if isinstance(store, Folder):
+            store.sweep()
+        names = store.names()
+        found = look(jobs, names)
+        skipped = found.there if settings.retry_failed else found.there | found.failed
+        waiting = ordered([job for job in jobs if job.key not in skipped])
+        tally = Tally(len(jobs), there=len(found.there), failed_before=0 if settings.retry_failed else len(found.failed))
+        journal = open_journal(store)
+        try:
+            _note_start(journal, store, jobs, found, settings)
+            journal.commit()
+            if waiting:
+                with signals(stop):
+                    crew = _crew(settings, store, len(waiting))
+                    recorded = {name for name in names if name.startswith("failed/")}
+                    drive = Drive(waiting, crew, store, journal, tally=tally, recorded=recorded)
+                    drive.run(settings.limits, stop, show)
+            journal.write("end", reason=tally.reason, **tally.values())
+        except BaseException as error:
+            journal.write("end", reason=" ".join(str(error).split())[:300] or type(error).__name__, **tally.values())
+            raise
+        finally:
+            journal.close()
+        write_report(store)
+    return tally, found
+
+
+def failures(store: Store) -> list[str]:
+    """A line for each job that failed."""
+    return [f"line {found.get('line', '?')}: {found.get('error', '')}" for found in read_failures(store, store.names()).values()]
+
+
+def _crew(settings: Settings, store: Store, jobs: int) -> Crew:
+    if settings.ray is not None:
+        from batch.cluster import Cluster
+
+        return Cluster(settings.open_drawer, store, settings.ray, actors=settings.workers or None)
+    if settings.workers:
+        from batch.workers import Processes
+
+        return Processes(settings.open_drawer, store, min(settings.workers, jobs), extractors=settings.extractors)
+    return Alone(settings.open_drawer, store, processes=settings.extractors)
+
+
+def _note_start(journal: Journal, store: Store, jobs: Sequence[Job], found: Found, settings: Settings) -> None:
+    """The run's own line, and a line for every picture of which the journal has not heard: it was killed between the two."""
+    heard = {event.get("name") for event in read_journal(store) if event["event"] == "done"}
+    values = {"total": len(jobs), "there": len(found.there), "failed": len(found.failed), "command": settings.command}
+    journal.write("run", **values, orphans=list(found.orphans[:MOST_ORPHANS_NAMED]))
+    for job in jobs:
+        if job.key in found.there and job.name not in heard:
+            journal.write("done", key=job.key, name=job.name, line=job.line, seconds=None, fidelity=_fidelity(store, job))
+
+
+def _fidelity(store: Store, job: Job) -> dict[str, float | None]:
+    if not isinstance(store, Folder):
+        return {}
+    try:
+        return fidelity_of(read_record(store.path / job.name))
+    except (BadImage, BadRequest):  # somebody's own file under our name
+        return {}

@@ -1,0 +1,201 @@
+"""What one worker does, in whatever process: maps ahead, pictures drawn one after the other, and files written behind, side by side.
+
+The file that appears under the job's name is the commit; whoever is told afterwards only hears of it.
+"""
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypeAlias
+
+import numpy as np
+
+from batch.extraction import Extraction
+from batch.job import Job
+from batch.journal import fidelity_of, mean
+from batch.store import REJECTED, Store
+from core.errors import Cancelled, LimnError, UserError
+from core.provenance import picture_bytes
+from core.request import RenderRequest
+from renderer import Picture
+
+WRITTEN_BEHIND = 4  # finished pictures that may wait for the disk
+
+
+class Drawer(Protocol):
+    """What draws: `renderer.Renderer`."""
+
+    def stream(self, request: RenderRequest, *, cancelled: Callable[[], bool] | None = None) -> Iterator[Picture]:
+        """The request's pictures."""
+        ...
+
+
+@dataclass(frozen=True)
+class OpenRenderer:
+    """Opens a renderer in the process that will draw. threads: of the CPU; None for as many as the library takes."""
+
+    model: str = "toyland"
+    device: str | None = None
+    dtype: str | None = None
+    threads: int | None = None
+
+    def __call__(self, number: int = 0) -> Drawer:
+        """The renderer of worker `number`, on a device of its own where there are several."""
+        import torch
+
+        from renderer import Renderer
+
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        device = self.device
+        if device in (None, "cuda") and torch.cuda.device_count() > 1:
+            device = f"cuda:{number % torch.cuda.device_count()}"
+        return Renderer.open(self.model, device, self.dtype)
+
+
+Open: TypeAlias = Callable[[int], Drawer]
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A worker has begun to draw a job."""
+
+    key: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a job. lasting: trying again would change nothing."""
+
+    key: str
+    status: Literal["done", "failed", "returned"]
+    seconds: float = 0.0
+    fidelity: dict[str, float | None] = field(default_factory=dict)
+    error: str = ""
+    lasting: bool = False
+
+
+@dataclass(frozen=True)
+class Broken:
+    """Nothing can be done any more: the model cannot be opened, or the output not written to."""
+
+    error: LimnError
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker has died. keys: what had been given to it; begun: what it was drawing."""
+
+    keys: tuple[str, ...]
+    begun: tuple[str, ...]
+    reason: str
+
+
+Event: TypeAlias = Begun | Outcome | Broken | Lost
+
+
+class Worker:
+    """Draws jobs that it is given, and tells what became of them; `tell` is called from its threads."""
+
+    def __init__(self, open_drawer: Open, store: Store, tell: Callable[[Event], None], *, number: int = 0, processes: int = 0) -> None:
+        self._open, self._store, self._tell, self._number = open_drawer, store, tell, number
+        self._model = getattr(open_drawer, "model", "toyland")
+        self._extraction = Extraction(processes)
+        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._drawn: queue.Queue[tuple[Job, list[Picture], float] | None] = queue.Queue(WRITTEN_BEHIND)
+        self._dropping, self._cancelled = threading.Event(), threading.Event()
+        self._threads = [
+            threading.Thread(target=self._draw_all, name="limn-draw", daemon=True),
+            threading.Thread(target=self._write_all, name="limn-write", daemon=True),
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def give(self, job: Job) -> None:
+        """A job to be drawn after those that were given before."""
+        self._extraction.announce(job.request, self._model)
+        self._waiting.put(job)
+
+    def drop(self) -> None:
+        """Finish what has been begun and hand back the rest."""
+        self._dropping.set()
+
+    def close(self, *, now: bool = False) -> None:
+        """End when all is done that was given; now: leave even what is being drawn."""
+        if now:
+            self._cancelled.set()
+            self._dropping.set()
+        self._waiting.put(None)
+        for thread in self._threads:
+            thread.join(10.0 if now else None)
+        self._extraction.close()
+
+    def _draw_all(self) -> None:
+        try:
+            drawer = self._open(self._number)
+            if hasattr(drawer, "load_map"):
+                drawer.load_map = self._extraction
+        except LimnError as error:
+            self._tell(Broken(error))
+            self._drawn.put(None)
+            return
+        while (job := self._waiting.get()) is not None:
+            if self._dropping.is_set():
+                self._tell(Outcome(job.key, "returned"))
+                continue
+            self._tell(Begun(job.key))
+            started = time.perf_counter()
+            try:
+                pictures = list(drawer.stream(job.request, cancelled=self._cancelled.is_set))
+            except Cancelled:
+                self._tell(Outcome(job.key, "returned"))
+            except Exception as error:  # noqa: BLE001 (one job's failure is not another's)
+                self._tell(_failed(job, error))
+            else:
+                self._drawn.put((job, pictures, time.perf_counter() - started))
+        self._drawn.put(None)
+
+    def _write_all(self) -> None:
+        while (item := self._drawn.get()) is not None:
+            job, pictures, seconds = item
+            try:
+                outcome = publish_job(self._store, job, pictures)
+            except LimnError as error:
+                self._tell(Broken(error))
+            except Exception as error:  # noqa: BLE001 (as above)
+                self._tell(_failed(job, error))
+            else:
+                self._tell(Outcome(job.key, seconds=round(seconds, 4), **outcome))
+
+
+def publish_job(store: Store, job: Job, pictures: list[Picture]) -> dict[str, Any]:
+    """Puts a job's candidates where they belong, the one that is kept last; what there is to tell of it.
+
+    Raises:
+        DiskFull, BadRequest: the store cannot be written to.
+    """
+    scores = [mean(fidelity_of(picture.record).values()) for picture in pictures]
+    best = max(range(len(pictures)), key=lambda i: (-1.0 if scores[i] is None else scores[i], -i))
+    kept: float | None = scores[best]
+    passed = kept is None or kept >= job.min_fidelity
+    for i, picture in enumerate(pictures):
+        if i != best or not passed:
+            store.publish(f"{REJECTED}/{job.file_name(i)}", _bytes(picture))
+    found = fidelity_of(pictures[best].record)
+    if not passed:
+        error = f"fidelity {kept:.3f} of the best of {len(pictures)} is below {job.min_fidelity:g}: it lies in {REJECTED}/"
+        return {"status": "failed", "fidelity": found, "error": error, "lasting": True}
+    store.publish(job.name, _bytes(pictures[best]))
+    return {"status": "done", "fidelity": found}
+
+
+def _bytes(picture: Picture) -> bytes:
+    return picture_bytes(np.asarray(picture.image), picture.record)
+
+
+def _failed(job: Job, error: Exception) -> Outcome:
+    words = " ".join(str(error).split()) or type(error).__name__
+    message = words if isinstance(error, LimnError) else f"{type(error).__name__}: {words}"
+    return Outcome(job.key, "failed", error=message[:1000], lasting=isinstance(error, UserError))

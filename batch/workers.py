@@ -1,0 +1,144 @@
+"""A crew of processes on this machine, one for each device, or several on the CPU.
+
+Each has a pipe of its own, so that one that dies takes nothing with it but what it was drawing: that is given to another, and the dead one
+is replaced.
+"""
+
+import contextlib
+import multiprocessing
+import multiprocessing.connection
+import os
+import threading
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+
+from batch.extraction import stay_with_parent
+from batch.job import Job
+from batch.store import Store
+from batch.work import Begun, Broken, Event, Lost, Open, Outcome, Worker
+from core.errors import ResourceError
+
+AHEAD = 4
+MOST_DEATHS_IN_A_ROW = 5  # without a picture between: then it is not the jobs
+_DROP, _END = "drop", "end"
+
+
+@dataclass(eq=False)
+class _Member:
+    process: BaseProcess
+    connection: Connection
+    number: int
+    held: list[str] = field(default_factory=list)
+    begun: list[str] = field(default_factory=list)
+
+
+class Processes:
+    """`count` workers. extractors: processes in each that extract; 0 for a thread."""
+
+    def __init__(self, open_drawer: Open, store: Store, count: int, *, extractors: int = 0) -> None:
+        self._work = (open_drawer, store, extractors)
+        self._context = multiprocessing.get_context("spawn")
+        self._deaths, self._dropping = 0, False
+        self._members = [self._start(number) for number in range(count)]
+
+    @property
+    def room(self) -> int:
+        return 0 if self._dropping else sum(AHEAD - len(member.held) for member in self._members)
+
+    def give(self, job: Job) -> None:
+        member = min(self._members, key=lambda one: len(one.held))
+        member.held.append(job.key)
+        with contextlib.suppress(OSError):  # it has died; `events` will see that and say what it held
+            member.connection.send(job)
+
+    def events(self, timeout_s: float) -> list[Event]:
+        found: list[Event] = []
+        by_connection = {member.connection: member for member in self._members}
+        for ready in multiprocessing.connection.wait(list(by_connection), timeout_s):
+            assert isinstance(ready, Connection)
+            member = by_connection[ready]
+            try:
+                while True:
+                    event = member.connection.recv()
+                    self._note(member, event)
+                    found.append(event)
+                    if not member.connection.poll():
+                        break
+            except (EOFError, OSError):
+                found.append(self._replace(member))
+        return found
+
+    def drop(self) -> None:
+        self._dropping = True
+        self._tell_all(_DROP)
+
+    def close(self, *, now: bool = False) -> None:
+        if not now:
+            self._tell_all(_END)
+        for member in self._members:
+            if now:
+                member.process.kill()
+            member.process.join(None if now else 60.0)
+            if member.process.is_alive():
+                member.process.kill()
+                member.process.join()
+            member.connection.close()
+
+    def _start(self, number: int) -> _Member:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, number, *self._work), name=f"limn-worker-{number}")
+        process.start()
+        there.close()
+        return _Member(process, here, number)
+
+    def _note(self, member: _Member, event: Event) -> None:
+        match event:
+            case Begun(key):
+                member.begun.append(key)
+            case Outcome(key=key):
+                self._deaths = 0
+                for keys in (member.held, member.begun):
+                    if key in keys:
+                        keys.remove(key)
+
+    def _replace(self, member: _Member) -> Event:
+        """What a dead worker held; in its place stands a new one."""
+        member.connection.close()
+        member.process.join()
+        self._deaths += 1
+        reason = f"worker {member.number} ended with {_ending(member.process.exitcode)}"
+        if self._deaths >= MOST_DEATHS_IN_A_ROW * len(self._members):
+            return Broken(ResourceError(f"{reason}, the {self._deaths}th in a row: look at the memory, or give fewer --workers"))
+        self._members[self._members.index(member)] = self._start(member.number)
+        return Lost(tuple(member.held), tuple(member.begun), reason)
+
+    def _tell_all(self, word: str) -> None:
+        for member in self._members:
+            with contextlib.suppress(OSError):  # as in `give`
+                member.connection.send(word)
+
+
+def _serve(connection: Connection, number: int, open_drawer: Open, store: Store, extractors: int) -> None:
+    """A worker's process: jobs come in by the pipe, events go out; without a parent there is nothing to do."""
+    stay_with_parent()
+    sending = threading.Lock()
+
+    def tell(event: Event) -> None:
+        with sending:
+            connection.send(event)
+
+    worker = Worker(open_drawer, store, tell, number=number, processes=extractors)
+    try:
+        while (message := connection.recv()) != _END:
+            if message == _DROP:
+                worker.drop()
+            else:
+                worker.give(message)
+    except (EOFError, OSError):
+        os._exit(1)
+    worker.close()
+
+
+def _ending(code: int | None) -> str:
+    return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
