@@ -64,6 +64,17 @@ def seeds_of_depth(rng: np.random.Generator) -> list[bytes]:
     return [file.getvalue(), saved(PIL.Image.fromarray(rng.integers(0, 65536, (24, 32), np.uint16)), "PNG", {})]
 
 
+def seed_of_onnx() -> bytes:
+    """The least of an ONNX file that says how large its input is."""
+
+    def message(field: int, body: bytes) -> bytes:
+        return bytes([field << 3 | 2, len(body)]) + body
+
+    shape = b"".join(message(1, bytes([8, side])) for side in (1, 3, 96, 64))
+    tensor = message(1, bytes([8, 1]) + message(2, shape))
+    return bytes([8, 8]) + message(7, message(2, b"graph") + message(11, message(1, b"x") + message(2, tensor)))
+
+
 def mutated(rng: np.random.Generator, seeds: list[bytes], count: int) -> Iterator[bytes]:
     """Damaged copies of the seeds, in turn."""
     for number in range(count):
@@ -117,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     rng = np.random.default_rng(args.seed)
     people = openpose_from_people(People.of(rng.uniform(0, 64, (2, 18, 2))), 64, 64).encode()
-    network = bytes.fromhex("08083a2a120567726170685a210a0178121c0a1a0801121608010a020801") + b"\x0a\x02\x08\x03" * 3
+    network = seed_of_onnx()
     doors: list[tuple[str, list[bytes], int, Callable[[bytes], Any], type[Exception] | tuple[type[Exception], ...]]] = [
         ("pictures", seeds_of_pictures(rng), args.count, decode, BadImage),
         ("depth files", seeds_of_depth(rng), args.count // 10, depth_or_picture, BadImage),

@@ -76,7 +76,8 @@ def _npy(data: bytes) -> NDArray[np.float64]:
         raise BadImage(f"the depth file has {sides[0]} × {sides[1]} values, over the limit of {_LIMIT}: make it smaller")
     if len(data) - start < count * dtype.itemsize:
         raise BadImage(f"the depth file ends early: {len(data) - start} bytes of {count * dtype.itemsize} are there")
-    values_HW = np.frombuffer(data, dtype, count, start).reshape(sides).astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is infinite, and refused
+        values_HW = np.frombuffer(data, dtype, count, start).reshape(sides).astype(np.float64)
     if bad := int((~np.isfinite(values_HW)).sum()):
         raise BadImage(f"the depth file has {bad} values of {count} that are NaN or infinite: give them a number, as the farthest depth")
     return values_HW
