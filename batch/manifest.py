@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batch.rows import BadRow, check_keys, request_of
+from batch.rows import BadRow, check_keys, request_of, seen_from_here
 from core.errors import BadRequest, UserError
 from core.request import RenderRequest
 
@@ -68,7 +68,7 @@ class _Broken(UserError):
 
 
 def read_manifest(path: Path, defaults: Mapping[str, Any] | None = None) -> Manifest:
-    """Every row of a manifest. defaults: for what a row leaves out, in a row's own words, paths as seen from here.
+    """Every row of a manifest. defaults: for what a row leaves out, as `batch.rows.seen_from_here` gives them.
 
     Raises:
         BadRequest: the file cannot be read, is of another format, is empty, or names a column that is not known.
@@ -76,7 +76,7 @@ def read_manifest(path: Path, defaults: Mapping[str, Any] | None = None) -> Mani
     reader = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
         raise BadRequest(f"manifest {str(path)!r}: give a file whose name ends in {', '.join(SUFFIXES)}, or a folder of control pictures")
-    found, given = Manifest(), _absolute(defaults or {})
+    found, given = Manifest(), dict(defaults or {})
     for raw in reader(path):
         if isinstance(raw, _Broken):
             found.problems.append(raw.problem)
@@ -114,9 +114,9 @@ def read_defaults(path: Path) -> dict[str, Any]:
     try:
         check_keys(map(str, values))
         request_of(values, path.parent)
+        return seen_from_here(values, path.parent)
     except BadRow as error:
         raise BadRequest(f"defaults {str(path)!r}: {error}") from None
-    return values
 
 
 def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
@@ -129,15 +129,6 @@ def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str,
     for one, other in (("negative", "negative_prompt"), ("guidance", "guidance_scale"), ("lora", "loras")):
         clashing |= {other} if one in given else {one} if other in given else set()
     return {key: value for key, value in defaults.items() if key not in clashing} | given
-
-
-def _absolute(defaults: Mapping[str, Any]) -> dict[str, Any]:
-    """Paths of the caller's defaults do not lie beside the manifest."""
-    fixed = dict(defaults)
-    for key in ("init_image", "mask"):
-        if fixed.get(key):
-            fixed[key] = str(Path(fixed[key]).expanduser().absolute())
-    return fixed
 
 
 def _jsonl(path: Path) -> Iterator[_Raw | _Broken]:

@@ -53,6 +53,8 @@ def check_keys(keys: Iterable[str]) -> None:
 def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
     """A row's request. folder: what the row's relative paths are relative to; a value of None or "" counts as not given.
 
+    Paths and control units that are such already, not text, are taken as they are.
+
     Raises:
         BadRow: an unknown key, a value out of range, or half a character.
     """
@@ -77,7 +79,7 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
             elif key == "hires":
                 values[key] = {"scale": value} if not isinstance(value, dict) else value
             elif key in _PATHS:
-                values[key] = placed(Path(str(value)), folder)
+                values[key] = value if isinstance(value, Path) else placed(Path(str(value)), folder)
             else:
                 values[_RENAMED.get(key, key)] = value
         except BadRow:
@@ -90,6 +92,23 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
         message = str(error)
         field = message.split(" ", 1)[0].partition(".")[0].rstrip(":")
         raise BadRow(message, _column(field, row)) from None
+
+
+def seen_from_here(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """A row whose paths and control units are no longer relative to `folder`.
+
+    Raises:
+        BadRow: as `request_of`.
+    """
+    fixed = dict(row)
+    for key, value in row.items():
+        if value in (None, ""):
+            continue
+        if key in _PATHS:
+            fixed[key] = request_of({"init_image": value}, folder).init_image
+        elif key == "controls" or key in _kinds():
+            fixed[key] = list(request_of({key: value}, folder).controls)
+    return fixed
 
 
 def placed(path: Path, folder: Path) -> Path:
@@ -111,12 +130,16 @@ def parse_size(text: str) -> tuple[int, int]:
 
 
 def _control(kind: str, text: Any, folder: Path) -> ControlUnit:
+    if isinstance(text, ControlUnit):
+        return text
     if not isinstance(text, str):
         raise BadRow(f"{kind} = {shortened(text)}: write FILE,KEY=VALUE,… as after --control {kind}=", kind)
     return _seen_from_here(parse_control(f"{kind}={text}"), folder)
 
 
 def _whole_control(item: Any, folder: Path) -> ControlUnit:
+    if isinstance(item, ControlUnit):
+        return item
     if isinstance(item, str):
         return _seen_from_here(parse_control(item), folder)
     try:

@@ -1,0 +1,181 @@
+"""What `limn render SOURCE`, `limn status`, `limn report` and `limn verify` do, apart from reading their arguments."""
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batch.doctor import Doctor
+from batch.driver import Limits, Tally
+from batch.folders import read_folder
+from batch.grids import parse_axis, vary
+from batch.job import Gate, Job, Jobs, make_jobs
+from batch.manifest import Manifest, Problem, read_defaults, read_manifest
+from batch.planner import estimate
+from batch.progress import duration, shown, words
+from batch.runner import Found, Settings, failures, look, run_batch
+from batch.store import Store, open_store
+from batch.work import OpenRenderer
+from core.errors import BadRequest
+
+MOST_SHOWN = 20
+FAILED, STOPPED, INTERRUPTED = 3, 4, 130  # exit codes: some jobs failed; a limit was reached; somebody asked to stop
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a batch is asked for on the command line. control: kinds without a file, for the pictures of a folder."""
+
+    control: Sequence[str] = ()
+    grid: Sequence[str] = ()
+    prompt_from: str | None = None
+    defaults: Path | None = None
+    skip_bad: bool = False
+    dry_run: bool = False
+    best_of: int = 1
+    min_fidelity: float = 0.0
+    retries: int = 1
+    retry_failed: bool = False
+    max_hours: float | None = None
+    min_free_gb: float = 0.0
+    workers: int = 0
+    ray: str | None = None
+    extractors: int | None = None
+
+
+def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Options, *, as_json: bool) -> int:
+    """Draws a manifest or a folder of control pictures; the exit code. values: fields of a request, for what rows leave out.
+
+    Raises:
+        LimnError: nothing was drawn, or nothing could be done any more.
+    """
+    values = dict(values)
+    model = str(values.pop("model", "toyland"))
+    manifest = _read(source, values, options)
+    manifest = vary(manifest, [parse_axis(text) for text in options.grid])
+    gate = Gate(options.best_of, options.min_fidelity)
+    found = make_jobs(manifest.rows, Doctor(model, fetch=not options.dry_run), gate)
+    problems = sorted([*manifest.problems, *found.problems], key=lambda problem: problem.line)
+    _complain(problems, found, skip=options.skip_bad or options.dry_run)
+    if options.dry_run:
+        before = look(found.jobs, open_store(out).names()) if _exists(out) else None
+        _rehearse(found, problems, before, OpenRenderer(_opened(found.jobs, model)), as_json=as_json)
+        return 2 if problems and not options.skip_bad else 0
+    store = open_store(out)
+    cores = os.cpu_count() or 1
+    threads = max(1, cores // options.workers) if options.workers > 1 else None
+    extractors = options.extractors if options.extractors is not None else (0 if cores <= 2 else min(8, cores // (options.workers or 2)))
+    settings = Settings(
+        open_drawer=OpenRenderer(_opened(found.jobs, model), threads=threads),
+        workers=options.workers,
+        ray=options.ray,
+        extractors=extractors,
+        limits=Limits(options.retries, options.max_hours, options.min_free_gb),
+        retry_failed=options.retry_failed,
+        command=f"limn render {source} --out {out}",
+    )
+    with shown(as_json) as show:
+        tally, before = run_batch(found.jobs, store, settings, show)
+    _report(tally, before, store, as_json)
+    if tally.reason.startswith("stopped by"):
+        return INTERRUPTED
+    if tally.failed or tally.failed_before:
+        return FAILED
+    return STOPPED if tally.left else 0
+
+
+def _read(source: Path, values: dict[str, Any], options: Options) -> Manifest:
+    given = (read_defaults(options.defaults) if options.defaults else {}) | values
+    if not source.is_dir():
+        if options.control or options.prompt_from:
+            raise BadRequest("--prompt-from, and --control without a file, go with a folder of control pictures, not with a manifest")
+        return read_manifest(source, given)
+    if len(options.control) != 1:
+        raise BadRequest(f"folder {str(source)!r}: say what its pictures are with one --control, as in --control canny or depth,ready")
+    if options.prompt_from is None and not given.get("prompt"):
+        raise BadRequest(f"folder {str(source)!r}: give --prompt, or --prompt-from txt or name")
+    return read_folder(source, options.control[0], options.prompt_from, given)
+
+
+def _complain(problems: Sequence[Problem], found: Jobs, *, skip: bool) -> None:
+    """Lists bad rows and repeated ones on stderr; bad rows end it unless they are to be skipped."""
+    for problem in problems[: MOST_SHOWN * 10]:
+        print(f"limn: {problem}", file=sys.stderr)
+    if len(problems) > MOST_SHOWN * 10:
+        print(f"limn: and {len(problems) - MOST_SHOWN * 10} more", file=sys.stderr)
+    for line, before in found.twice[:MOST_SHOWN]:
+        print(f"limn: line {line} asks for the same picture as line {before}: drawn once", file=sys.stderr)
+    if len(found.twice) > MOST_SHOWN:
+        print(f"limn: and {len(found.twice) - MOST_SHOWN} more rows that repeat others", file=sys.stderr)
+    if problems and not skip:
+        raise BadRequest(f"{len(problems)} bad rows, nothing was drawn: mend them, or go on without them with --skip-bad")
+    if not found.jobs:
+        raise BadRequest("there is nothing to draw: no row is good")
+
+
+def _opened(jobs: Sequence[Job], model: str) -> str:
+    """The model to open first: what draws the rows that name none, unless all of them name one."""
+    return model if any("model" not in job.request.model_fields_set for job in jobs) else jobs[0].request.model
+
+
+def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, opens: OpenRenderer, *, as_json: bool) -> None:
+    """What would be done."""
+    jobs, there = found.jobs, len(before.there) if before else 0
+    left = [job for job in jobs if before is None or job.key not in before.there]
+    plan = estimate(left)
+    seconds = _seconds_a_picture(left, opens)
+    values = {
+        "jobs": len(jobs),
+        "there": there,
+        "bad_rows": len(problems),
+        "repeated_rows": len(found.twice),
+        "groups": plan.groups,
+        "control_pictures": plan.pictures,
+        "disk_mb": round(plan.disk_mb, 1),
+        "seconds": None if seconds is None else round(seconds * len(left)),
+        "orphans": len(before.orphans) if before else 0,
+        "first": [{"name": job.name, "line": job.line, **job.request.model_dump(mode="json", exclude_unset=True)} for job in jobs[:3]],
+    }
+    if as_json:
+        print(json.dumps(values))
+        return
+    print(f"{len(jobs)} pictures, {there} of them there already; {len(problems)} bad rows, {len(found.twice)} repeated")
+    print(f"{plan.groups} sets of models and settings, {plan.pictures} control pictures to extract, about {plan.disk_mb:.1f} MB")
+    if seconds is not None:
+        print(f"about {duration(seconds * len(left))} on this machine, by the first picture")
+    for first in values["first"] if isinstance(values["first"], list) else ():
+        print(json.dumps(first, indent=2, ensure_ascii=False))
+
+
+def _seconds_a_picture(jobs: Sequence[Job], opens: OpenRenderer) -> float | None:
+    """Measured: the first job drawn twice, the second time with everything loaded; nothing is kept."""
+    if not jobs:
+        return None
+    request = jobs[0].request
+    drawer = opens(0)
+    list(drawer.stream(request))
+    started = time.perf_counter()
+    list(drawer.stream(request))
+    return time.perf_counter() - started
+
+
+def _report(tally: Tally, before: Found, store: Store, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps({"event": "end", "reason": tally.reason, "orphans": len(before.orphans), "out": store.shown, **tally.values()}))
+        return
+    for failure in failures(store)[:MOST_SHOWN]:
+        print(f"limn: {failure}", file=sys.stderr)
+    for orphan in before.orphans[:MOST_SHOWN]:
+        print(f"limn: {orphan} is asked for by no row any more", file=sys.stderr)
+    done = f"{tally.done} pictures in {duration(tally.seconds)} ({words(tally)})" if tally.done else "no new pictures"
+    there = f", {tally.there} were there" if tally.there else ""
+    left = f", {tally.left} left: {tally.reason}; the same command goes on" if tally.left else ""
+    print(f"{done}{there}{left}: {store.shown}/report.html")
+
+
+def _exists(out: str) -> bool:
+    return "://" in out or Path(out).is_dir()

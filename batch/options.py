@@ -1,0 +1,61 @@
+"""The command line's words for batches: `limn render`'s options that go with a SOURCE, and the commands `status`, `report` and `verify`."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+SOURCE_HELP = "A manifest (.jsonl, .csv, .parquet), a row a request, or a folder of control pictures; without it one request is drawn."
+_SHARED, _REDRAW = "Batches (with a SOURCE)", "Batches: choosing and retrying"
+
+
+def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
+    return typer.Option(name, help=text, rich_help_panel=group, **more)
+
+
+Source = Annotated[Path | None, typer.Argument(help=SOURCE_HELP)]
+Defaults = Annotated[Path | None, _option("--defaults", "YAML file: what rows leave out.", metavar="FILE.yaml")]
+Grid = Annotated[list[str] | None, _option("--grid", "Repeatable: every row once for each value.", metavar="KEY=1..8|A,B")]
+PromptFrom = Annotated[str | None, _option("--prompt-from", "For folders: txt (the file beside each picture) or name.")]
+SkipBad = Annotated[bool, _option("--skip-bad", "Go on without bad rows.")]
+DryRun = Annotated[bool, _option("--dry-run", "Check everything, estimate time and disk, draw nothing.")]
+Workers = Annotated[int, _option("--workers", "Processes that draw, one for each device; 0: this one.", min=0, max=256)]
+Ray = Annotated[str | None, _option("--ray", "Draw on a Ray cluster: its address, auto, or local.")]
+Extractors = Annotated[int | None, _option("--extractors", "Processes that extract maps; by default by the cores.", min=0, max=256)]
+MaxHours = Annotated[float | None, _option("--max-hours", "Stop in order after so long.", min=0.0)]
+MinFreeGb = Annotated[float, _option("--min-free-gb", "Stop in order when the disk has less room.", min=0.0)]
+BestOf = Annotated[int, _option("--best-of", "Draw so many of each, keep the most faithful.", _REDRAW, min=1, max=1000)]
+MinFidelity = Annotated[float, _option("--min-fidelity", "Less faithful pictures count as failed.", _REDRAW, min=0.0, max=1.0)]
+Retries = Annotated[int, _option("--retries", "Of a job that failed by no fault of its row.", _REDRAW, min=0, max=100)]
+RetryFailed = Annotated[bool, _option("--retry-failed", "Draw again what failed in earlier runs.", _REDRAW)]
+
+NAMES = {"defaults", "grid", "prompt_from", "skip_bad", "dry_run", "workers", "ray", "extractors", "max_hours", "min_free_gb"}
+NAMES |= {"best_of", "min_fidelity", "retries", "retry_failed"}
+
+_Batch = Annotated[str, typer.Argument(metavar="DIR", help="Output folder or address of a batch.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+
+
+def status(folder: _Batch, *, as_json: _Json = False) -> None:
+    """Say how far a batch is, who is drawing it, and what failed."""
+    from batch.status import status as show
+
+    show(folder, as_json=as_json)
+
+
+def report(
+    folder: _Batch, *, rebuild: Annotated[bool, typer.Option("--rebuild", help="Make journal.jsonl anew from the files first.")] = False
+) -> None:
+    """Write report.html anew: pictures, failures, fidelity, throughput."""
+    from batch.status import report as write
+
+    typer.echo(write(folder, rebuild=rebuild))
+
+
+def verify(
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE|DIR...", help="Pictures that Limn made.")], *, as_json: _Json = False
+) -> int:
+    """Draw pictures again from their records and compare: every bit, or what differs and by how much."""
+    from batch.verify import verify as compare
+
+    return compare(pictures, as_json=as_json)

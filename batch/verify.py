@@ -1,0 +1,149 @@
+"""`limn verify`: pictures drawn again from their own records, and compared pixel by pixel.
+
+On the same device with the same weights and versions they are equal bit for bit; where they are not, it is said what differs and how far
+the pictures are apart.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from batch.store import Folder, pictures
+from batch.work import Drawer, OpenRenderer
+from core import terminal
+from core.control import Image
+from core.errors import BadImage, BadRequest, UserError
+from core.images import decode
+from core.provenance import Record, read_record
+from renderer import Picture
+
+DIFFERENT = 3  # exit code
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What came of one picture. psnr_db: None where it is equal or was not drawn; differs: what is not as it was, in words."""
+
+    path: Path
+    equal: bool
+    psnr_db: float | None = None
+    differs: tuple[str, ...] = ()
+    error: str = ""
+
+
+def verify(paths: Sequence[Path], *, as_json: bool, opens: OpenRenderer | None = None) -> int:
+    """Prints a verdict for every picture; the exit code: 0 where all are equal.
+
+    Raises:
+        BadRequest: there is no picture.
+    """
+    found = list(_pictures(paths))
+    if not found:
+        raise BadRequest(f"{', '.join(map(str, paths))}: no picture that Limn made lies there")
+    verdicts = []
+    for verdict in judge(found, opens or OpenRenderer()):
+        verdicts.append(verdict)
+        if as_json:
+            print(json.dumps(_values(verdict)), flush=True)
+    if not as_json:
+        table = terminal.table("picture", "verdict", "what differs")
+        for verdict in verdicts:
+            table.add_row(verdict.path.name, _words(verdict), "\n".join(verdict.differs) or verdict.error)
+        terminal.show(table)
+    equal = sum(verdict.equal for verdict in verdicts)
+    if not as_json:
+        print(f"{equal} of {len(verdicts)} pictures are equal bit for bit")
+    return 0 if equal == len(verdicts) else DIFFERENT
+
+
+def judge(paths: Sequence[Path], opens: OpenRenderer) -> Iterator[Verdict]:
+    """A verdict for every picture; those of one request are drawn once, together, as they were."""
+    drawer: Drawer | None = None
+    drawn: tuple[str, list[Picture]] = ("", [])
+    for path in paths:
+        try:
+            record = read_record(path)
+            request = record.request
+            key = request.canonical_json()
+            if drawer is None:
+                drawer = opens(0)
+            if drawn[0] != key:
+                drawn = (key, list(drawer.stream(request.model_copy())))
+            yield compare(path, record, drawn[1][record.index])
+        except UserError as error:
+            yield Verdict(path, False, error=str(error))
+
+
+def compare(path: Path, record: Record, again: Picture) -> Verdict:
+    """A picture with the one that was drawn again."""
+    was_HWC, is_HWC = decode(path), np.asarray(again.image)
+    differs = tuple(differences(record, again.record))
+    if was_HWC.shape == is_HWC.shape and np.array_equal(was_HWC, is_HWC):
+        return Verdict(path, True, differs=differs)
+    return Verdict(path, False, psnr_db(was_HWC, is_HWC), differs or ("nothing that the record knows of: the pixels were changed",))
+
+
+def differences(was: Record, now: Record) -> Iterator[str]:
+    """What is not as it was when the picture was made."""
+    before = {(weight.part, weight.file): weight.sha256 for weight in was.weights}
+    after = {(weight.part, weight.file): weight.sha256 for weight in now.weights}
+    for part, file in sorted(before.keys() | after.keys()):
+        if before.get((part, file)) != after.get((part, file)):
+            yield f"weights: {part} {file}"
+    for name in sorted(was.versions.keys() | now.versions.keys()):
+        if was.versions.get(name) != now.versions.get(name):
+            yield f"version: {name} {was.versions.get(name, 'none')}, now {now.versions.get(name, 'none')}"
+    for name in ("device", "dtype"):
+        if getattr(was, name) != getattr(now, name):
+            yield f"{name}: {getattr(was, name)}, now {getattr(now, name)}"
+    for i, (old, new) in enumerate(zip(was.controls, now.controls, strict=True)):
+        for name in ("source_sha256", "mask_sha256", "map_sha256"):
+            if getattr(old, name) != getattr(new, name):
+                yield f"control {i}: its {name.partition('_')[0]}"
+    for name in ("init_sha256", "mask_sha256"):
+        if getattr(was, name) != getattr(now, name):
+            yield f"the {name.partition('_')[0]} picture"
+    if was.notes != now.notes:
+        yield "notes: " + "; ".join(sorted(set(was.notes) ^ set(now.notes)))
+
+
+def psnr_db(first_HWC: Image, second_HWC: Image) -> float | None:
+    """Peak signal to noise in decibels; None for pictures of different sizes and for equal ones."""
+    if first_HWC.shape != second_HWC.shape:
+        return None
+    error = float(np.mean((first_HWC.astype(np.float64) - second_HWC.astype(np.float64)) ** 2))
+    return None if error == 0.0 else 10.0 * math.log10(255.0**2 / error)
+
+
+def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (path / name for name in sorted(pictures(Folder(path).names())) if _ours(path / name))
+        else:
+            yield path
+
+
+def _ours(path: Path) -> bool:
+    try:
+        read_record(path)
+    except (BadImage, BadRequest):
+        return False
+    return True
+
+
+def _values(verdict: Verdict) -> dict[str, Any]:
+    values = {"path": str(verdict.path), "equal": verdict.equal, "psnr_db": verdict.psnr_db, "differs": verdict.differs}
+    return values | ({"error": verdict.error} if verdict.error else {})
+
+
+def _words(verdict: Verdict) -> str:
+    if verdict.equal:
+        return "equal"
+    if verdict.error:
+        return "cannot be drawn"
+    return "another size" if verdict.psnr_db is None else f"differs, {verdict.psnr_db:.1f} dB"
