@@ -47,13 +47,21 @@ class Options:
     extractors: int | None = None
 
 
+def render_source(source: Path, values: Mapping[str, Any], typed: Mapping[str, Any]) -> int:
+    """`limn render SOURCE`; the exit code. values: the request's fields that were typed; typed: all options of the command by name."""
+    bare = [text for text in typed["control"] or () if "=" not in text.partition(",")[0]]
+    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name != "control"}
+    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare})
+    return render_batch(source, typed["out"], values, options, as_json=typed["as_json"])
+
+
 def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Options, *, as_json: bool) -> int:
     """Draws a manifest or a folder of control pictures; the exit code. values: fields of a request, for what rows leave out.
 
     Raises:
         LimnError: nothing was drawn, or nothing could be done any more.
     """
-    values = dict(values)
+    values = {name: value for name, value in values.items() if value != []}
     model = str(values.pop("model", "toyland"))
     manifest = _read(source, values, options)
     manifest = vary(manifest, [parse_axis(text) for text in options.grid])

@@ -1,9 +1,13 @@
 """The command line's words for batches: `limn render`'s options that go with a SOURCE, and the commands `status`, `report` and `verify`."""
 
+import inspect
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
+from core.errors import BadRequest
 
 SOURCE_HELP = "A manifest (.jsonl, .csv, .parquet), a row a request, or a folder of control pictures; without it one request is drawn."
 _SHARED, _REDRAW = "Batches (with a SOURCE)", "Batches: choosing and retrying"
@@ -14,26 +18,52 @@ def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
 
 
 Source = Annotated[Path | None, typer.Argument(help=SOURCE_HELP)]
-Defaults = Annotated[Path | None, _option("--defaults", "YAML file: what rows leave out.", metavar="FILE.yaml")]
-Grid = Annotated[list[str] | None, _option("--grid", "Repeatable: every row once for each value.", metavar="KEY=1..8|A,B")]
-PromptFrom = Annotated[str | None, _option("--prompt-from", "For folders: txt (the file beside each picture) or name.")]
-SkipBad = Annotated[bool, _option("--skip-bad", "Go on without bad rows.")]
-DryRun = Annotated[bool, _option("--dry-run", "Check everything, estimate time and disk, draw nothing.")]
-Workers = Annotated[int, _option("--workers", "Processes that draw, one for each device; 0: this one.", min=0, max=256)]
-Ray = Annotated[str | None, _option("--ray", "Draw on a Ray cluster: its address, auto, or local.")]
-Extractors = Annotated[int | None, _option("--extractors", "Processes that extract maps; by default by the cores.", min=0, max=256)]
-MaxHours = Annotated[float | None, _option("--max-hours", "Stop in order after so long.", min=0.0)]
-MinFreeGb = Annotated[float, _option("--min-free-gb", "Stop in order when the disk has less room.", min=0.0)]
-BestOf = Annotated[int, _option("--best-of", "Draw so many of each, keep the most faithful.", _REDRAW, min=1, max=1000)]
-MinFidelity = Annotated[float, _option("--min-fidelity", "Less faithful pictures count as failed.", _REDRAW, min=0.0, max=1.0)]
-Retries = Annotated[int, _option("--retries", "Of a job that failed by no fault of its row.", _REDRAW, min=0, max=100)]
-RetryFailed = Annotated[bool, _option("--retry-failed", "Draw again what failed in earlier runs.", _REDRAW)]
-
-NAMES = {"defaults", "grid", "prompt_from", "skip_bad", "dry_run", "workers", "ray", "extractors", "max_hours", "min_free_gb"}
-NAMES |= {"best_of", "min_fidelity", "retries", "retry_failed"}
+# name: (type with its option, default)
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "defaults": (Annotated[Path | None, _option("--defaults", "YAML file: what rows leave out.", metavar="FILE.yaml")], None),
+    "grid": (Annotated[list[str] | None, _option("--grid", "Repeatable: every row once for each value.", metavar="KEY=1..8|A,B")], None),
+    "prompt_from": (Annotated[str | None, _option("--prompt-from", "For folders: txt (the file beside each picture) or name.")], None),
+    "skip_bad": (Annotated[bool, _option("--skip-bad", "Go on without bad rows.")], False),
+    "dry_run": (Annotated[bool, _option("--dry-run", "Check everything, estimate time and disk, draw nothing.")], False),
+    "workers": (Annotated[int, _option("--workers", "Processes that draw, one for each device; 0: this one.", min=0, max=256)], 0),
+    "ray": (Annotated[str | None, _option("--ray", "Draw on a Ray cluster: its address, auto, or local.")], None),
+    "extractors": (
+        Annotated[int | None, _option("--extractors", "Processes that extract maps; by default by the cores.", min=0, max=256)],
+        None,
+    ),
+    "max_hours": (Annotated[float | None, _option("--max-hours", "Stop in order after so long.", min=0.0)], None),
+    "min_free_gb": (Annotated[float, _option("--min-free-gb", "Stop in order when the disk has less room.", min=0.0)], 0.0),
+    "best_of": (Annotated[int, _option("--best-of", "Draw so many of each, keep the most faithful.", _REDRAW, min=1, max=1000)], 1),
+    "min_fidelity": (
+        Annotated[float, _option("--min-fidelity", "Less faithful pictures count as failed.", _REDRAW, min=0.0, max=1.0)],
+        0.0,
+    ),
+    "retries": (Annotated[int, _option("--retries", "Of a job that failed by no fault of its row.", _REDRAW, min=0, max=100)], 1),
+    "retry_failed": (Annotated[bool, _option("--retry-failed", "Draw again what failed in earlier runs.", _REDRAW)], False),
+}
+NAMES = frozenset(_OPTIONS)
 
 _Batch = Annotated[str, typer.Argument(metavar="DIR", help="Output folder or address of a batch.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
+
+
+def accepted(command: Callable[..., Any]) -> Callable[..., Any]:
+    """A command that takes `**options` with the options of a batch in their place, as typer wants to see them."""
+    signature = inspect.signature(command)
+    own = [one for one in signature.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
+    ours = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind) for name, (kind, value) in _OPTIONS.items()
+    ]
+    command.__signature__ = signature.replace(parameters=[*own, *ours])  # type: ignore[attr-defined]
+    command.__annotations__ |= {one.name: one.annotation for one in ours}
+    return command
+
+
+def refuse_without_source(context: typer.Context) -> None:
+    """Raises a `BadRequest` where an option of a batch was typed and there is none."""
+    for name in sorted(NAMES):
+        if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
+            raise BadRequest(f"--{name.replace('_', '-')} goes with a manifest or a folder: write limn render SOURCE …")
 
 
 def status(folder: _Batch, *, as_json: _Json = False) -> None:

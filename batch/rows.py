@@ -75,7 +75,7 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
             elif key == "size":
                 values["width"], values["height"] = parse_size(str(value))
             elif key in ("lora", "loras"):
-                values["loras"] = [_lora(item) for item in _listed(value, key)]
+                values["loras"] = [parse_lora(item) if isinstance(item, str) else item for item in _listed(value, key)]
             elif key == "hires":
                 values[key] = {"scale": value} if not isinstance(value, dict) else value
             elif key in _PATHS:
@@ -129,6 +129,13 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width[:9]), int(height[:9])
 
 
+def parse_lora(text: str) -> dict[str, Any]:
+    """`bold`, `bold=0.8`, `bold=0.8:0.5`, the last for the text encoders, as a LoRA unit's values."""
+    name, equals, weights = text.partition("=")
+    weight, colon, text_weight = weights.partition(":")
+    return {"name": name} | ({"weight": weight} if equals else {}) | ({"text_weight": text_weight} if colon else {})
+
+
 def _control(kind: str, text: Any, folder: Path) -> ControlUnit:
     if isinstance(text, ControlUnit):
         return text
@@ -173,15 +180,6 @@ def _listed(value: Any, key: str) -> list[Any]:
     if not isinstance(value, list):
         raise BadRow(f"{key} = {shortened(value)}: write a list", key)
     return value
-
-
-def _lora(item: Any) -> Any:
-    """`bold`, `bold=0.8`, `bold=0.8:0.5`, the last for the text encoders; or the whole unit."""
-    if not isinstance(item, str):
-        return item
-    name, _, weights = item.partition("=")
-    weight, _, text_weight = weights.partition(":")
-    return {"name": name} | ({"weight": weight} if weight else {}) | ({"text_weight": text_weight} if text_weight else {})
 
 
 def _column(field: str, row: Mapping[str, Any]) -> str | None:
