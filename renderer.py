@@ -7,6 +7,7 @@ for picture in renderer.render(RenderRequest(prompt="a red sphere on grass", see
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -161,7 +162,7 @@ class Renderer:
         loras = {one: loras_of(request, one, folders) for one in dict.fromkeys(words)}
         nets, weights = self._nets(request, family)
         for i, path in enumerate(dict.fromkeys(lora.path for some in loras.values() for lora in some)):
-            weights.append(WeightFile(part=f"lora {i}", file=path.name, sha256=sha256_file(path)))
+            weights.append(WeightFile(part=f"lora {i}", file=path.name, sha256=_digest(path, path.stat().st_mtime_ns)))
         begin = load_source(request)
         source = None if begin is None else Source(*begin)
         maps = [tuple(self.load_map(unit, stage.width, stage.height, model=request.model) for unit in request.controls) for stage in stages]
@@ -299,7 +300,13 @@ def _kind(unit: ControlUnit) -> tuple[Control, Frozen]:
 
 
 def _hash(path: Path | None) -> str | None:
-    return None if path is None else sha256_file(path)
+    return None if path is None else _digest(path, path.stat().st_mtime_ns)
+
+
+@lru_cache(256)
+def _digest(path: Path, changed_ns: int) -> str:
+    """A file's SHA-256, computed once for as long as the file stays as it is."""
+    return sha256_file(path)
 
 
 def folders_of(name: str, base: Path | None = None) -> list[Path]:

@@ -191,6 +191,7 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
         guidance_end=request.guidance_end,
         guidance_rescale=request.guidance_rescale,
         pag_scale=request.pag_scale,
+        share_start=True,
     )
 
 
