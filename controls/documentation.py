@@ -20,7 +20,7 @@ from core.sheet import contact_sheet
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 COLUMNS, CELL_PX = 5, 224
 EXAMPLES: dict[str, dict[str, Any]] = {  # settings that show more on the sheet than the default ones
-    "mask": {"left": 0.3, "top": 0.05, "right": 0.84, "bottom": 0.93},
+    "mask": {"left": 0.04, "top": 0.04, "right": 0.84, "bottom": 0.96},
     "tile": {"shrink": 8},
 }
 
