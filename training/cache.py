@@ -17,6 +17,7 @@ from torch import Tensor
 
 from core.errors import BadRequest
 from core.files import publish, sha256_file, sweep_temps
+from training.pairs import Source
 
 ROWS_PER_SHARD = 512
 
@@ -91,6 +92,27 @@ class Rows:
         return tensor
 
 
+class Gathered:
+    """Rows of several shapes behind one numbering: position → a row of one of the parts. What is read at once is of one part."""
+
+    def __init__(self, parts: Sequence[tuple[Sequence[int], Rows]]) -> None:
+        """parts: the positions that a part's rows stand at, in their order."""
+        self._rows = [rows for _, rows in parts]
+        self._places = {position: (part, row) for part, (mine, _) in enumerate(parts) for row, position in enumerate(mine)}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def part(self, position: int) -> int:
+        """The part that a position's row is in."""
+        return self._places[position][0]
+
+    def __getitem__(self, positions: Sequence[int]) -> Tensor:
+        """The rows at these positions, (len(positions), …), as they were computed."""
+        (part,) = {self.part(position) for position in positions}
+        return self._rows[part][[self._places[position][1] for position in positions]]
+
+
 def _index(folder: Path) -> dict[str, tuple[Path, int]]:
     """Where each key's row is: (shard, row)."""
     index: dict[str, tuple[Path, int]] = {}
@@ -104,18 +126,22 @@ def _index(folder: Path) -> dict[str, tuple[Path, int]]:
     return index
 
 
-def content_keys(paths: Sequence[Path], notes: Path) -> list[str]:
-    """SHA-256 of each file's bytes. `notes` remembers those of files whose size and time of change stayed the same."""
+def content_keys(sources: Sequence[Source], notes: Path) -> list[str]:
+    """SHA-256 of each picture's bytes. `notes` remembers those in files whose size and time of change stayed the same."""
     try:
         known = json.loads(notes.read_text())
     except (OSError, ValueError):
         known = {}
-    out, fresh = [], False
-    for path in paths:
-        status = path.stat()
-        name, stamp = str(path.resolve()), [status.st_size, status.st_mtime_ns]
-        if known.get(name, [None])[:2] != stamp:
-            known[name], fresh = [*stamp, sha256_file(path)], True
+    out, fresh, stamps = [], False, dict[Path, list[int]]()
+    for source in sources:
+        path = source if isinstance(source, Path) else source.path
+        if path not in stamps:
+            status = path.stat()
+            stamps[path] = [status.st_size, status.st_mtime_ns]
+        name = str(path.resolve()) + str(source)[len(str(path)) :]
+        if known.get(name, [None])[:2] != stamps[path]:
+            content = sha256_file(source) if isinstance(source, Path) else hashlib.sha256(source.read()).hexdigest()
+            known[name], fresh = [*stamps[path], content], True
         out.append(str(known[name][2]))
     if fresh:
         publish(notes, json.dumps(known).encode())

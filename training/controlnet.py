@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from core.errors import BadRequest, Mismatch
 from pipelines.images import condition_to_tensor
 from pipelines.loading import quiet
-from training.cache import Rows
+from training.cache import Gathered, Rows
 from training.data import Loader, Pair
 from training.objectives import Objective, drop_captions, sample_moments
 from training.randomness import Draws
@@ -73,6 +73,7 @@ class ControlNetTask:
     """Denoising under a caption and a condition; only the ControlNet learns.
 
     moments: of every pair's picture, (2·C, h, w) a row. texts: of every pair's caption, (L, D) a row. empty_LD: of the empty prompt.
+    conditions: (H, W, 3) uint8 a row, where they are extracted; else they are read from their files.
     """
 
     net: ControlNetModel
@@ -80,10 +81,11 @@ class ControlNetTask:
     objective: Objective
     pairs: list[Pair]
     loader: Loader
-    moments: Rows
+    moments: Gathered
     texts: Rows
     empty_LD: Tensor
     scaling_factor: float
+    conditions: Gathered | None = None
     caption_dropout: float = 0.5
     half: bool = False
     name: str = "controlnet"
@@ -99,8 +101,16 @@ class ControlNetTask:
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
         """moments (B, 2·C, h, w), text (B, L, D), condition (B, 3, H, W) in [0, 1] as rendering feeds it."""
-        conditions = [condition_to_tensor(self.loader.condition(self.pairs[index])) for index in indices]
-        return {"moments": self.moments[indices], "text": self.texts[indices], "condition": torch.stack(conditions)}
+        if self.conditions is None:
+            maps = [self.loader.condition(self.pairs[index]) for index in indices]
+        else:
+            maps = list(self.conditions[indices].numpy())
+        condition = torch.stack([condition_to_tensor(map_HWC) for map_HWC in maps])
+        return {"moments": self.moments[indices], "text": self.texts[indices], "condition": condition}
+
+    def buckets(self) -> list[int]:
+        """See `training.task.WithBuckets`."""
+        return [self.moments.part(index) for index in range(len(self.pairs))]
 
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
         x0_BCHW = sample_moments(batch["moments"], draws, self.scaling_factor)

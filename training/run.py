@@ -12,20 +12,18 @@ from pydantic import Field, ValidationError
 from torch import Tensor
 
 from core.errors import BadModel, BadRequest
-from core.files import publish, sha256_file
+from core.files import publish
 from core.request import Frozen, explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, resolve
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
-from pipelines.images import picture_to_tensor
 from pipelines.loading import load_part
-from training import cache
+from training import encode
 from training.config import TrainConfig
 from training.controlnet import HINT_CHANNELS, ControlNetTask, new_controlnet
-from training.data import DataConfig, Loader, Pair, read_pairs
+from training.data import DataConfig, Loader, read_pairs
 from training.objectives import Objective, ObjectiveConfig
-from training.progress import counting
 from training.trainer import OnStep, Run, train
 
 
@@ -97,10 +95,22 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
 
 def build_task(config: ControlNetConfig, state: PartialState) -> ControlNetTask:
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
-    pairs, loader = read_pairs(config.data), Loader(config.data)
+    pairs = read_pairs(config.data)
+    folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
+    with state.main_process_first():
+        sizes = encode.sizes_of(config.data, pairs, folder / "contents.json")
+    loader = Loader(config.data, sizes)
     loader.check(pairs)
     base = _base(config.base, Place(state.device, torch.float32))
-    texts, moments = _cached_texts(config, base, pairs, state), _cached_moments(config, base, pairs, state)
+    parts = {part: encode.hashes(base.checkpoint.path / part) for part in ("text_encoder", "tokenizer", "vae")}
+    texts = encode.texts(
+        folder,
+        [pair.caption for pair in pairs],
+        lambda captions: _text_rows(base, captions),
+        {"encoder": parts["text_encoder"], "tokenizer": parts["tokenizer"]},
+    )
+    moments = encode.moments(folder, pairs, loader, base.vae, {"encoder": parts["vae"]}, config.cache_batch)
+    conditions = encode.conditions(folder, pairs, loader) if config.data.extract else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
         net = new_controlnet(base.unet, base.cell_px, config.hint_channels) if config.init is None else load_controlnet(base, config.init)
@@ -112,6 +122,7 @@ def build_task(config: ControlNetConfig, state: PartialState) -> ControlNetTask:
         loader=loader,
         moments=moments,
         texts=texts,
+        conditions=conditions,
         empty_LD=_text_rows(base, [""])[0],
         scaling_factor=float(base.vae.config.scaling_factor),
         caption_dropout=config.caption_dropout,
@@ -138,50 +149,5 @@ def _base(name: str, place: Place) -> StableDiffusion:
     return base
 
 
-def _cached_texts(config: ControlNetConfig, base: StableDiffusion, pairs: list[Pair], state: PartialState) -> cache.Rows:
-    captions = [pair.caption for pair in pairs]
-    name = cache.folder_name(
-        "text", encoder=_hashes(base.checkpoint.path / "text_encoder"), tokenizer=_hashes(base.checkpoint.path / "tokenizer")
-    )
-    keys = [cache.digest(caption) for caption in captions]
-    return _cached(_cache_folder(config) / name, keys, lambda rows: _text_rows(base, [captions[row] for row in rows]), 64, state)
-
-
-def _cached_moments(config: ControlNetConfig, base: StableDiffusion, pairs: list[Pair], state: PartialState) -> cache.Rows:
-    loader, folder = Loader(config.data), _cache_folder(config)
-    name = cache.folder_name("moments", encoder=_hashes(base.checkpoint.path / "vae"), size=(loader.width, loader.height), fit="crop")
-    with state.main_process_first():
-        contents = cache.content_keys([pair.picture for pair in pairs], folder / "contents.json")
-    keys = [content + "-mirrored" * pair.mirrored for content, pair in zip(contents, pairs, strict=True)]
-
-    @torch.no_grad()
-    def compute(rows: list[int]) -> Tensor:
-        pixels = torch.stack([picture_to_tensor(loader.picture(pairs[row])) for row in rows]).to(base.place.device)
-        moments: Tensor = base.vae.encode(pixels).latent_dist.parameters
-        return moments
-
-    return _cached(folder / name, keys, compute, config.cache_batch, state)
-
-
-def _cached(folder: Path, keys: list[str], compute: cache.Compute, batch: int, state: PartialState) -> cache.Rows:
-    """The rows of `keys`, those that are missing computed by all processes together."""
-    todo = cache.missing(folder, keys)
-    state.wait_for_everyone()  # nobody publishes before everybody has seen the same gaps
-    mine = todo[state.process_index :: state.num_processes]
-    if mine:
-        with counting(f"caching {folder.name.partition('-')[0]}", len(mine), quiet=not state.is_main_process) as progress:
-            cache.build(folder, [keys[row] for row in mine], lambda rows: compute([mine[row] for row in rows]), batch, progress)
-    state.wait_for_everyone()
-    return cache.Rows(folder, keys)
-
-
-def _cache_folder(config: ControlNetConfig) -> Path:
-    return config.cache or config.data.folder / "cache"
-
-
-def _text_rows(base: StableDiffusion, captions: list[str]) -> Tensor:
+def _text_rows(base: StableDiffusion, captions: Sequence[str]) -> Tensor:
     return torch.cat([base.encode_prompt(caption).tokens_BLD for caption in captions]).clone()
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}

@@ -47,6 +47,15 @@ class WithFrozen(Protocol):
         ...
 
 
+@runtime_checkable
+class WithBuckets(Protocol):
+    """A task whose samples are not of one shape, so that a batch may only hold samples of one bucket."""
+
+    def buckets(self) -> list[int]:
+        """Each sample's bucket."""
+        ...
+
+
 @dataclass
 class Run:
     """A run between two steps, as callbacks see it."""

@@ -23,11 +23,12 @@ from torch.utils.data import DataLoader, Dataset
 from core.errors import BadRequest, Cancelled, LimnError, Mismatch
 from core.files import sweep_temps
 from training import checkpoint as checkpoints
+from training.buckets import BucketOrder
 from training.config import HARMLESS, TrainConfig
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
-from training.task import OnStep, Run, Task, WithFrozen
+from training.task import OnStep, Run, Task, WithBuckets, WithFrozen
 
 __all__ = ["OnStep", "Run", "Task", "WithFrozen", "train"]
 
@@ -62,7 +63,7 @@ class _Trainer:
         if not len(task):
             raise BadRequest(f"task {task.name!r} has no samples to train on")
         self.micro = config.batch_size // share
-        self.order = Order(len(task), config.seed)
+        self.order = _order(task, config)
         self.folder = config.out / "checkpoints"
         if isinstance(task, WithFrozen):
             for module in task.frozen().values():
@@ -248,11 +249,16 @@ class _Whole(nn.Module):
 class _Samples(Dataset[Any]):
     """A task's samples by counters."""
 
-    def __init__(self, task: Task, order: Order) -> None:
+    def __init__(self, task: Task, order: Order | BucketOrder) -> None:
         self.task, self.order = task, order
 
     def __getitem__(self, counters: Any) -> Any:
         return self.task.batch(self.order.indices(counters))
+
+
+def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
+    buckets = task.buckets() if isinstance(task, WithBuckets) else []
+    return BucketOrder(buckets, config.batch_size, config.seed) if len(set(buckets)) > 1 else Order(len(task), config.seed)
 
 
 def _unchanged(batch: Any) -> Any:

@@ -1,0 +1,69 @@
+"""`limn dataset check` finds what would spoil a training."""
+
+from pathlib import Path
+
+import numpy as np
+import typer
+from typer.testing import CliRunner, Result
+
+from core.control import Image
+from core.errors import BadRequest
+from core.images import decode, encode_png
+from tests.training.test_formats import config, folders, picture
+from training import commands
+from training.check import check
+
+
+def limn(*arguments: object) -> Result:
+    app = typer.Typer()
+    app.add_typer(commands.app, name="dataset")
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_a_good_dataset_passes_and_is_shown(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    found, page = check(config(folder))
+    assert (found.pairs, found.mistakes, found.warnings) == (3, {}, {})
+    assert page is not None
+    sheet = tmp_path / "s.png"
+    result = limn("dataset", "check", folder, "--condition", "hint", "--set", "width=64", "--set", "height=64", "--sheet", sheet)
+    assert result.exit_code == 0
+    assert f"3 pairs; some of them: {sheet}" in result.output
+    assert np.array_equal(decode(tmp_path / "s.png"), page)
+
+
+def test_every_mistake_is_found(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    lines_HWC = np.zeros((64, 72, 3), np.uint8)
+    lines_HWC[::8] = 255
+
+    def put(name: str, image: Image, condition: Image, caption: str) -> None:
+        (folder / "images" / f"{name}.png").write_bytes(encode_png(image))
+        (folder / "images" / f"{name}.txt").write_text(caption)
+        (folder / "canny" / f"{name}.png").write_bytes(encode_png(condition))
+
+    (folder / "hint").rename(folder / "canny")
+    for seed in range(3):
+        put(str(seed), picture(seed), lines_HWC, "x")
+    put("copy", picture(0), lines_HWC, "y")
+    put("inverted", picture(4), 255 - lines_HWC, "x")
+    put("narrow", picture(5), lines_HWC[:, :40], "x")
+    put("empty", picture(6), np.zeros((64, 72, 3), np.uint8), "x")
+    put("unit", picture(7), lines_HWC // 255, "x")
+    put("silent", picture(8), lines_HWC, "")
+    put("small", picture(9)[:32, :36], lines_HWC, "x")
+    put("cut", picture(3), lines_HWC, "x")
+    cut = folder / "images" / "cut.png"
+    cut.write_bytes(cut.read_bytes()[:400])
+    found, _ = check(config(folder, condition="canny"))
+    said = "\n".join(found.lines())
+    for what in (
+        "mostly white", "other proportions than its picture (40x64 for 72x64)", "an empty condition (all black)", "in the range 0 to 1",
+        "cut.png", "empty caption: 1 of 11", "a duplicate: the same picture with another caption: 1 of 11", "smaller than 64x64",
+    ):  # fmt: skip
+        assert what in said, what
+    assert "2.png" not in said
+    result = limn("dataset", "check", folder, "--condition", "canny", "--sheet", tmp_path / "s.png")
+    assert isinstance(result.exception, BadRequest)
+    assert "mend them" in str(result.exception)
+    assert "mostly white" in result.output

@@ -1,0 +1,105 @@
+"""`limn dataset check`: everything that is wrong with a dataset, said at once and before a day is spent on it, and a sheet to look at."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from core.control import Image
+from core.errors import BadImage, BadRequest
+from core.images import sha256_pixels
+from core.sheet import contact_sheet
+from training.data import ASPECT_TOLERANCE, Loader, control_of, read_pairs
+from training.pairs import DataConfig, Pair, load
+
+SHOWN = 12  # pairs on the sheet
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Findings:
+    """What a check found: how many pairs were read, and every mistake with the places it was met at."""
+
+    pairs: int = 0
+    mistakes: dict[str, list[str]] = field(default_factory=dict)
+    warnings: dict[str, list[str]] = field(default_factory=dict)
+
+    def mistake(self, what: str, where: object) -> None:
+        """Notes something that training would stop at, or learn wrongly from."""
+        self.mistakes.setdefault(what, []).append(str(where))
+
+    def warn(self, what: str, where: object) -> None:
+        """Notes something that may be meant."""
+        self.warnings.setdefault(what, []).append(str(where))
+
+    def lines(self) -> Iterator[str]:
+        """One line for each kind of mistake, the number of times and the first place."""
+        for title, found in (("mistake", self.mistakes), ("warning", self.warnings)):
+            for what, places in found.items():
+                yield f"{title}: {what}: {len(places)} of {self.pairs}, the first is {places[0]}" if places[0] else f"{title}: {what}"
+
+
+def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[Findings, Image | None]:
+    """Looks at every pair of a dataset: what is wrong, and a sheet of some pairs, picture beside condition.
+
+    Raises:
+        BadRequest: there is no dataset to look at.
+    """
+    found = Findings()
+    pairs = read_pairs(config.model_copy(update={"flip": False}), lambda error: found.mistake(str(error), ""))
+    control, loader = control_of(config), Loader(config)
+    found.pairs = len(pairs)
+    seen: dict[str, Pair] = {}
+    whole: list[Pair] = []
+    for number, pair in enumerate(pairs):
+        if on_progress:
+            on_progress(number + 1, len(pairs))
+        if not pair.caption.strip():
+            found.warn("empty caption", pair.picture)
+        try:
+            picture_HWC = load(pair.picture)
+            map_HWC = None if pair.condition is None else load(pair.condition)
+        except BadImage as error:
+            found.mistake(f"a picture that cannot be decoded ({error})", "")
+            continue
+        whole.append(pair)
+        before = seen.setdefault(sha256_pixels(picture_HWC), pair)
+        if before is not pair:
+            same = "and caption" if before.caption == pair.caption else "with another caption"
+            found.warn(f"a duplicate: the same picture {same}", f"{pair.picture}, as {before.picture}")
+        if min(picture_HWC.shape[:2]) < min(config.width, config.height):
+            found.warn(f"a picture smaller than {config.width}x{config.height}, which is enlarged", pair.picture)
+        if map_HWC is None:
+            continue
+        for what in _wrong_map(picture_HWC, map_HWC):
+            found.mistake(what, pair.condition)
+        if control is not None and control.mistake is not None and (wrong := control.mistake(map_HWC)):
+            found.mistake(f"a {control.name} map that {wrong}", pair.condition)
+    return found, _sheet(whole, loader, config) if whole else None
+
+
+def _wrong_map(picture_HWC: Image, map_HWC: Image) -> Iterator[str]:
+    (high, wide), (map_high, map_wide) = picture_HWC.shape[:2], map_HWC.shape[:2]
+    if abs(wide / high / (map_wide / map_high) - 1) > ASPECT_TOLERANCE:
+        yield f"a condition of other proportions than its picture ({map_wide}x{map_high} for {wide}x{high}), which is cropped differently"
+    if not np.ptp(map_HWC):
+        yield f"an empty condition (all {'black' if not map_HWC.any() else 'of one colour'})"
+    elif map_HWC.max() <= 1:
+        yield "a condition in the range 0 to 1, which is nearly black: save it in 0 to 255"
+    if picture_HWC.shape == map_HWC.shape and np.array_equal(picture_HWC, map_HWC):
+        yield "a condition equal to its picture"
+
+
+def _sheet(pairs: Sequence[Pair], loader: Loader, config: DataConfig) -> Image:
+    chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int))]
+    strips = [[loader.picture(pair), loader.condition(pair)] for pair in chosen]
+    title = f"{config.folder.name}: {config.condition}, {len(pairs)} pairs"
+    return contact_sheet(strips, [pair.caption or "(no caption)" for pair in chosen], columns=3, cell_px=192, title=title)
+
+
+def refuse(found: Findings) -> None:
+    """Raises BadRequest if there are mistakes."""
+    if found.mistakes:
+        count = sum(len(places) for places in found.mistakes.values())
+        raise BadRequest(f"the dataset has {count} mistakes of {len(found.mistakes)} kinds: mend them, or leave those pairs out")

@@ -1,0 +1,74 @@
+"""Folders of pictures and of conditions whose files have the same names, captions in `.txt` files beside the pictures (kohya's layout).
+
+    DIR/images/0001.png   DIR/images/0001.txt   DIR/canny/0001.png
+
+Pictures alone will do where conditions are extracted. The pictures lie in the folder that `data.picture` names, in `images`, or in the
+dataset's folder itself.
+"""
+
+from pathlib import Path
+
+from core.errors import BadRequest
+from training.pairs import DataConfig, Format, Pair, Report, caption_of
+
+PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
+USUAL = "images"
+
+
+def recognises(path: Path) -> bool:
+    """A folder with pictures in it, or in its `images`."""
+    return path.is_dir() and any(_is_picture(file) for folder in (path / USUAL, path) if folder.is_dir() for file in folder.iterdir())
+
+
+def read(config: DataConfig, report: Report) -> list[Pair]:
+    """See `Format.read`: pictures in the order of their names."""
+    home = config.folder / config.picture if config.picture else config.folder / USUAL
+    if not config.picture and not home.is_dir():
+        home = config.folder
+    pictures, conditions = _by_stem(home), {} if config.extract else _by_stem(config.folder / config.condition)
+    if not config.extract:
+        for lonely, what in ((pictures.keys() - conditions.keys(), "condition"), (conditions.keys() - pictures.keys(), "picture")):
+            if lonely:
+                where = config.folder / config.condition if what == "condition" else home
+                report(
+                    BadRequest(
+                        f"{len(lonely)} of {len(pictures.keys() | conditions.keys())} pairs have no {what} in {str(where)!r}, "
+                        f"the first is {min(lonely)!r}: files of a pair have the same name"
+                    )
+                )
+    pairs = []
+    for stem in sorted(pictures if config.extract else pictures.keys() & conditions.keys()):
+        try:
+            pairs.append(Pair(pictures[stem], None if config.extract else conditions[stem], _caption(pictures[stem], config)))
+        except BadRequest as error:
+            report(error)
+    return pairs
+
+
+def _by_stem(folder: Path) -> dict[str, Path]:
+    try:
+        return {path.stem: path for path in sorted(folder.iterdir()) if _is_picture(path)}
+    except OSError as error:
+        raise BadRequest(
+            f"folder {str(folder)!r} cannot be read ({error.strerror}): data.picture and data.condition name folders"
+        ) from None
+
+
+def _is_picture(path: Path) -> bool:
+    return path.suffix.lower() in PICTURES
+
+
+def _caption(picture: Path, config: DataConfig) -> str:
+    file = picture.with_suffix(config.caption or ".txt")
+    try:
+        values = {"text": file.read_bytes().decode().strip()} if file.is_file() else {}
+    except UnicodeDecodeError as error:
+        raise BadRequest(f"{str(file)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
+    if not values and not config.template:
+        raise BadRequest(f"{str(picture)!r} has no caption {file.name!r} beside it: write one, or give data.template for those without")
+    return caption_of(values, "text", config, picture.stem, str(file))
+
+
+FORMAT = Format(
+    "folders", recognises, read, "DIR/images/*.png with captions in *.txt, and DIR/<condition>/*.png of the same names", vague=True
+)

@@ -1,0 +1,24 @@
+"""A folder with `metadata.jsonl`, one row a picture, as the `datasets` library and `limn toyland build` write it.
+
+DIR/metadata.jsonl    {"file_name": "images/0.png", "text": "a red sphere on grass", "canny": "canny/0.png", "depth": "depth/0.png"}
+"""
+
+from pathlib import Path
+
+from training.formats.rows import read_rows
+from training.pairs import DataConfig, Format, Pair, Report
+
+METADATA = "metadata.jsonl"
+
+
+def recognises(path: Path) -> bool:
+    """A folder with its metadata."""
+    return (path / METADATA).is_file()
+
+
+def read(config: DataConfig, report: Report) -> list[Pair]:
+    """See `Format.read`."""
+    return read_rows(config.folder / METADATA, config, ("file_name", "text"), report)
+
+
+FORMAT = Format("imagefolder", recognises, read, f"DIR/{METADATA} with columns for picture, caption and condition")

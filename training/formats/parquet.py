@@ -1,0 +1,57 @@
+"""Parquet tables with pictures inside, as the `datasets` library saves them and the hub serves them.
+
+A dataset on the hub is fetched first: `hf download --repo-type dataset OWNER/NAME --include "*.parquet" --local-dir DIR`.
+"""
+
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadRequest, unknown_name
+from training.pairs import Cell, DataConfig, Format, Pair, Report, caption_of
+
+
+def recognises(path: Path) -> bool:
+    """A table, or a folder with tables at any depth."""
+    return path.suffix == ".parquet" if path.is_file() else next(path.rglob("*.parquet"), None) is not None
+
+
+def read(config: DataConfig, report: Report) -> list[Pair]:
+    """See `Format.read`: tables in the order of their names.
+
+    Raises:
+        BadRequest: pyarrow is not installed, or a table or column cannot be read.
+    """
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise BadRequest("Parquet tables need pyarrow, which is not installed: pip install pyarrow") from None
+    pairs = []
+    picture, caption = config.picture or "image", config.caption or "text"
+    wanted = (picture,) if config.extract else (picture, config.condition)
+    for path in [config.folder] if config.folder.is_file() else sorted(config.folder.rglob("*.parquet")):
+        try:
+            table: Any = pyarrow.parquet.ParquetFile(path)
+            names = table.schema_arrow.names
+            if strange := [name for name in wanted if name not in names]:
+                raise unknown_name(f"column of {str(path)!r}", strange[0], names)
+            texts = [name for name in names if name == caption]
+            for group in range(table.num_row_groups):
+                for row, values in enumerate(_values(table, group, texts)):
+                    where = f"{path}:{group}.{row}"
+                    condition = None if config.extract else Cell(path, group, row, config.condition)
+                    pairs.append(Pair(Cell(path, group, row, picture), condition, caption_of(values, caption, config, "", where)))
+        except BadRequest as error:
+            report(error)
+        except (pyarrow.ArrowException, OSError) as error:
+            report(BadRequest(f"table {str(path)!r} cannot be read ({' '.join(str(error).split())[:120]}): fetch it again"))
+    return pairs
+
+
+def _values(table: Any, group: int, columns: list[str]) -> list[dict[str, Any]]:
+    if not columns:
+        return [{}] * int(table.metadata.row_group(group).num_rows)
+    found: list[dict[str, Any]] = table.read_row_group(group, columns=columns).to_pylist()
+    return found
+
+
+FORMAT = Format("parquet", recognises, read, "DIR/**/*.parquet with columns of pictures and text")

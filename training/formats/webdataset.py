@@ -1,0 +1,83 @@
+"""Tar shards as WebDataset writes them: the files of a sample have one name up to its first dot, and lie next to one another.
+
+    DIR/*.tar    0001.jpg  0001.canny.png  0001.txt     (or the caption in 0001.json)
+
+Shards stay closed: only where each picture's bytes begin is kept. Source: webdataset, "The WebDataset format".
+"""
+
+import json
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadRequest, unknown_name
+from training.formats.folders import PICTURES
+from training.pairs import DataConfig, Format, Pair, Piece, Report, caption_of
+
+PLAIN = tuple(suffix[1:] for suffix in PICTURES)
+
+
+def recognises(path: Path) -> bool:
+    """A tar file, or a folder of them."""
+    return path.suffix == ".tar" if path.is_file() else any(path.glob("*.tar"))
+
+
+def read(config: DataConfig, report: Report) -> list[Pair]:
+    """See `Format.read`: shards in the order of their names."""
+    pairs = []
+    for shard in [config.folder] if config.folder.is_file() else sorted(config.folder.glob("*.tar")):
+        try:
+            for name, files in _samples(shard):
+                try:
+                    pairs.append(_pair(f"{shard}:{name}", name, files, config))
+                except BadRequest as error:
+                    report(error)
+        except (tarfile.TarError, OSError) as error:
+            report(BadRequest(f"shard {str(shard)!r} cannot be read ({error}): it must be a plain .tar, not compressed and not cut"))
+    return pairs
+
+
+def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Piece]]]:
+    """Each sample's name and its files by what follows the first dot."""
+    name, files = "", dict[str, Piece]()
+    with tarfile.open(shard, "r:") as archive:
+        for member in archive:
+            if not member.isfile():
+                continue
+            folder, slash, file = member.name.rpartition("/")
+            stem, _, extension = file.partition(".")
+            if folder + slash + stem != name:
+                if files:
+                    yield name, files
+                name, files = folder + slash + stem, {}
+            files[extension.lower()] = Piece(shard, member.offset_data, member.size, member.name)
+    if files:
+        yield name, files
+
+
+def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) -> Pair:
+    picture = _piece(files, config.picture, where)
+    condition = None if config.extract else _piece(files, config.condition, where)
+    values: dict[str, Any] = {}
+    try:
+        if "json" in files:
+            found = json.loads(files["json"].read())
+            values |= found if isinstance(found, dict) else {}
+        if "txt" in files:
+            values["txt"] = files["txt"].read().decode().strip()
+    except ValueError as error:
+        raise BadRequest(f"{where}: its caption is not UTF-8 or not JSON ({error})") from None
+    column = config.caption or ("txt" if "txt" in values else "text" if "text" in values else "caption")
+    return Pair(picture, condition, caption_of(values, column, config, name.rpartition("/")[2], where))
+
+
+def _piece(files: dict[str, Piece], wanted: str, where: str) -> Piece:
+    """The file whose extension is wanted, its picture format left out or not; the plain picture where nothing is wanted."""
+    for extension in (wanted, *(f"{wanted}.{plain}" for plain in PLAIN)) if wanted else PLAIN:
+        if extension in files:
+            return files[extension]
+    raise BadRequest(f"{where}: {unknown_name('extension', wanted or 'jpg', files)}")
+
+
+FORMAT = Format("webdataset", recognises, read, "DIR/*.tar with NAME.jpg, NAME.<condition>.png and NAME.txt")
