@@ -7,7 +7,7 @@ for picture in renderer.render(RenderRequest(prompt="a red sphere on grass", see
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
@@ -19,7 +19,7 @@ import controls
 from controls.prepare import Prepared, load_map
 from controls.source import load_source
 from core.control import Control, Image, Score
-from core.errors import BadImage, BadRequest, Cancelled, unknown_name
+from core.errors import BadImage, BadRequest, Cancelled, LimnError, unknown_name
 from core.files import sha256_file
 from core.provenance import ControlRecord, Fidelity, Record, WeightFile, write_picture
 from core.request import ControlUnit, Frozen, RenderRequest
@@ -28,6 +28,7 @@ if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
     from torch import Tensor
 
     from pipelines.adapters import Lora, LoraStack
+    from pipelines.doctor import Finding
     from pipelines.engine import Engine
     from pipelines.family import Family
     from pipelines.passes import Drawn, Passes, Source
@@ -131,11 +132,20 @@ class Renderer:
         self, request: RenderRequest, on_step: OnStep | None = None, *, cancelled: Callable[[], bool] | None = None
     ) -> Iterator[Picture]:
         """As `render`, each picture as soon as its batch is done."""
-        if "model" not in request.model_fields_set:
-            request = request.model_copy(update={"model": self.model})
+        request = self._named(request)
+        for finding in self.examine(request, fetch=True):
+            if finding.error is not None:
+                raise finding.error
         job = self._check(request)
         for pictures in job.batches():
             yield from job.draw(pictures, on_step, cancelled)
+
+    def examine(self, request: RenderRequest, *, fetch: bool = False) -> "list[Finding]":
+        """What will be wrong with a request, errors and warnings, before any weight is moved. fetch: models may be downloaded."""
+        return examine(self._named(request), self.engine, fetch=fetch)
+
+    def _named(self, request: RenderRequest) -> RenderRequest:
+        return request if "model" in request.model_fields_set else request.model_copy(update={"model": self.model})
 
     def _check(self, request: RenderRequest) -> "_Job":
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""
@@ -226,8 +236,7 @@ class _Job:
     def batches(self) -> Iterator[range]:
         """Pictures that are drawn together: neighbours with the same words, as many as gain anything."""
         request, (width, height) = self.passes.request, self.passes.size
-        limit = _BATCH_PX["cpu" if self.passes.family.place.device.type == "cpu" else "other"]
-        most, first = max(1, min(_LARGEST_BATCH, limit // (width * height))), 0
+        most, first = _together(width * height, self.passes.family.place.device.type), 0
         for i in range(1, request.count + 1):
             if i == request.count or i - first == most or self.words[i] != self.words[first]:
                 yield range(first, i)
@@ -294,6 +303,11 @@ def _size_of(passes: "Passes", latents: "Tensor") -> tuple[int, int]:
     return next(size for size in sizes if passes.family.latent_shape(*size)[1:] == tuple(latents.shape[-2:]))
 
 
+def _together(pixels: int, device: str) -> int:
+    """How many pictures of so many pixels are drawn in one batch at most."""
+    return max(1, min(_LARGEST_BATCH, _BATCH_PX["cpu" if device == "cpu" else "other"] // pixels))
+
+
 def _kind(unit: ControlUnit) -> tuple[Control, Frozen]:
     control = controls.get(unit.kind)
     return control, control.parse_params(unit.params)
@@ -331,7 +345,30 @@ def _check_unit(unit: ControlUnit, index: int) -> None:
         raise BadRequest(f"control {index}: no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
 
-def _control_folder(unit: ControlUnit, family: "Family") -> Path | None:
+def examine(request: RenderRequest, engine: "Engine", *, fetch: bool = False) -> "list[Finding]":
+    """As `Renderer.examine`, for a request that names its model; the engine need not hold it."""
+    from pipelines import doctor
+
+    found = []
+    checks: list[tuple[str, Callable[[], None]]] = [("files", partial(_check_files, request))]
+    checks += [(f"control {i} ({unit.kind})", partial(_check_unit, unit, i)) for i, unit in enumerate(request.controls)]
+    for about, check in checks:
+        try:
+            check()
+        except LimnError as error:
+            found.append(doctor.Finding(about, str(error), error))
+    around = doctor.Surroundings(
+        find_net=lambda unit, family: _control_folder(unit, family, fetch=fetch),
+        kinds=controls.names(),
+        loras=lambda base: folders_of("loras", base),
+        wildcards=next(iter(folders_of("wildcards")), None),
+        fetch=fetch,
+        together=lambda asked: min(asked.count, _together(asked.width * asked.height, engine.place.device.type)),
+    )
+    return found + doctor.examine(request, engine, around)
+
+
+def _control_folder(unit: ControlUnit, family: "Family", *, fetch: bool = True) -> Path | None:
     """The ControlNet that a control names, or the one for its kind: beside the base model, else the published one.
 
     None for a base model that reads maps itself.
@@ -339,7 +376,7 @@ def _control_folder(unit: ControlUnit, family: "Family") -> Path | None:
     from pipelines.engine import default_control, resolve
 
     if unit.model is not None:
-        return resolve(unit.model)
+        return resolve(unit.model, fetch=fetch)
     beside = default_control(family.checkpoint.path, unit.kind)
     if beside is not None:
         return beside
@@ -348,7 +385,7 @@ def _control_folder(unit: ControlUnit, family: "Family") -> Path | None:
     published = controls.get(unit.kind).weights.get(family.name)
     if published is None:
         raise BadRequest(f"no ControlNet for {unit.kind} is known for this model: give one with model=FOLDER")
-    return resolve(published.repo, published.revision)
+    return resolve(published.repo, published.revision, fetch=fetch)
 
 
 def _given(unit: ControlUnit, net: Any, prepared: Prepared, source: "Source | None") -> "Given":

@@ -102,6 +102,7 @@ class Engine:
         self.place = place
         self._bases: OrderedDict[Path, Family] = OrderedDict()
         self._controls: OrderedDict[tuple[str, Path], Any] = OrderedDict()
+        self._outlines: OrderedDict[Any, Family] = OrderedDict()
         self._hashes: dict[Path, dict[str, str]] = {}
 
     def base(self, folder: Path) -> Family:
@@ -121,6 +122,23 @@ class Engine:
         family.check_control(open_checkpoint(folder))
         key = (family.name, folder.resolve())
         return _kept(self._controls, key, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
+
+    def outline(self, folder: Path) -> Family:
+        """The base model without its weights, for questions; see `pipelines.outline`.
+
+        Raises:
+            BadModel, Mismatch: as `base`, as far as can be told without weights.
+        """
+        from pipelines.outline import outline_of
+
+        where = folder / "model_index.json" if folder.is_dir() else folder
+        status = where.stat() if where.exists() else None
+        key = (folder.resolve(), status and status.st_mtime_ns)
+        return _kept(self._outlines, key, lambda: outline_of(open_checkpoint(folder), self.place), BASES_KEPT)
+
+    def holds(self, folder: Path) -> bool:
+        """Whether the base model is loaded."""
+        return folder.resolve() in self._bases
 
     def weights(self, part: str, folder: Path, subfolders: Sequence[str] = ("",)) -> list[WeightFile]:
         """The weight files of a loaded model with their SHA-256; part: 'base' or 'control <place in the request>'."""

@@ -20,7 +20,7 @@ T = TypeVar("T")
 # Beyond this the autoencoder's activations outgrow the denoising network's: 2048 × 2048.
 TILED_FROM_PX = 2048 * 2048
 SMALLEST_PX = 64
-_SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
+SHARES = (0.75, 0.5, 0.375, 0.25, 0.125)
 
 HALVED = "memory ran out: the batch was halved to {count}"
 TILED = "memory ran out: decoded in tiles"
@@ -108,7 +108,7 @@ def _release(family: Family) -> None:
 def fitting_size(family: Family, attempt: Callable[[int, int], object], width: int, height: int) -> tuple[int, int] | None:
     """The largest smaller size of about the same shape at which `attempt(width, height)` finds memory, or None."""
     cell = max(8, family.side_px)
-    for share in _SHARES:
+    for share in SHARES:
         smaller = tuple(int(side * share**0.5) // cell * cell for side in (width, height))
         if min(smaller) < SMALLEST_PX:
             return None

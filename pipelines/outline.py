@@ -1,0 +1,85 @@
+"""A model without its weights: every network with its shapes, its configuration and its tokenizers, in no memory worth speaking of.
+
+What can be asked of a family before it draws (does this ControlNet fit, does it take that schedule) can be asked of its outline too, so the
+checks stand once. Weight files are looked at from header to last byte's place, not read.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from core.errors import BadModel
+from pipelines.checkpoint import Checkpoint
+from pipelines.engine import family_of
+from pipelines.family import Family
+from pipelines.layouts.part import outline
+from pipelines.place import Place
+
+_DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, IndexError)
+
+
+class Outlined:
+    """A checkpoint whose networks come without weights; see `pipelines.checkpoint.Checkpoint`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.path = checkpoint, checkpoint.path
+
+    @property
+    def classes(self) -> Mapping[str, str]:
+        """See `Checkpoint.classes`."""
+        return self.checkpoint.classes
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Checkpoint.settings`."""
+        return self.checkpoint.settings
+
+    def has(self, part: str) -> bool:
+        """See `Checkpoint.has`."""
+        return self.checkpoint.has(part)
+
+    def remedy(self, part: str) -> str:
+        """See `Checkpoint.remedy`."""
+        return self.checkpoint.remedy(part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """See `Checkpoint.config`."""
+        return self.checkpoint.config(part)
+
+    def network(self, kind: Any, part: str, place: Place) -> Any:
+        """The part's network with parameters on torch's meta device, in the place's numbers.
+
+        Raises:
+            BadModel: its configuration makes no network, or its files are missing or cut short.
+        """
+        self.checkpoint.files(part)
+        config = self.checkpoint.config(part)
+        try:
+            network = outline(kind, config)
+        except _DAMAGE as error:
+            reason = " ".join(str(error).split())[:160]
+            raise BadModel(
+                f"configuration of {part!r} in {str(self.path)!r} makes no {kind.__name__} ({reason}): fetch the model again"
+            ) from error
+        for parameter in network.parameters():
+            parameter.data = parameter.data.to(place.dtype)
+        return network.eval().requires_grad_(False)
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """See `Checkpoint.tokenizer`."""
+        return self.checkpoint.tokenizer(kind, part)
+
+    def files(self, part: str) -> list[Path]:
+        """See `Checkpoint.files`."""
+        return self.checkpoint.files(part)
+
+
+def outline_of(checkpoint: Checkpoint, place: Place) -> Family:
+    """The family of a checkpoint, all but its weights.
+
+    Raises:
+        BadModel, Mismatch: as `Family.load`, as far as can be told without weights.
+    """
+    if hasattr(checkpoint, "measures"):
+        checkpoint.measures = False  # what a single file's UNet predicts is not worth a forward here
+    return family_of(checkpoint).load(Outlined(checkpoint), place)
