@@ -4,6 +4,7 @@ Everything heavy is imported inside the command that needs it, so that `limn --h
 become one line on stderr and the error's own exit code; progress goes to stderr, results to stdout.
 """
 
+import inspect
 import io
 import json
 import sys
@@ -127,23 +128,71 @@ def render(
     tile_vae: Annotated[Tiles, _option("tile_vae", LARGER)] = DEFAULT.tile_vae,
 ) -> None:
     """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
+    request = build_request({"model": model, **_typed_fields(context)})
+    started = time.perf_counter()
+    found = [(picture.save(out), picture.record) for picture in _stream(_open(request.model), request)]
+    terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
+
+
+def doctor(context: typer.Context, **options: Any) -> int | None:
+    """Say what will be wrong with a request before any weight is moved; the options are those of `limn render`."""
+    from pipelines.engine import Engine, choose_place
+    from renderer import examine
+
+    values = (_read_request(options["request"]) if options["request"] else {}) | _typed_fields(context)
+    found = examine(build_request({"model": DEFAULT.model, **values}), Engine(choose_place()))
+    if options["as_json"]:
+        typer.echo(json.dumps({"findings": [{"level": one.level, "about": one.about, "text": one.text} for one in found]}))
+    for one in found if not options["as_json"] else ():
+        typer.echo(f"{one.level}: {' '.join(one.text.split())}")
+    if not found and not options["as_json"]:
+        typer.echo("nothing is wrong")
+    return 2 if any(one.level == "error" for one in found) else None
+
+
+# The same options, and a request to begin from in place of the folder for pictures.
+_RECORDED = Annotated[Path | None, typer.Argument(metavar="[REQUEST]", help="A request as JSON, or a picture that Limn has drawn.")]
+_OPTIONS = [option for name, option in inspect.signature(render).parameters.items() if name != "out"]
+_OPTIONS.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_RECORDED))
+doctor.__signature__ = inspect.Signature(_OPTIONS)  # type: ignore[attr-defined]
+doctor.__annotations__ = {option.name: option.annotation for option in _OPTIONS}
+app.command()(doctor)
+
+
+def _typed_fields(context: typer.Context) -> dict[str, Any]:
+    """The request's fields that were typed, from the options of `render`; what was not is left to the model."""
     from controls.grammar import parse_control
 
-    # Parameters are named as the fields are, but for these; what was not typed is left to the model.
-    renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}
+    renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # the others are called as the fields are
     typed = {
         name: value for name, value in context.params.items() if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
     }
     values = {renamed.get(name, name): value for name, value in typed.items() if renamed.get(name, name) in RenderRequest.model_fields}
-    values |= {"model": model, "controls": [parse_control(text) for text in control or []], "loras": [_lora(text) for text in lora or []]}
+    if "control" in typed:
+        values["controls"] = [parse_control(text) for text in typed["control"]]
+    if "lora" in typed:
+        values["loras"] = [_lora(text) for text in typed["lora"]]
     if "size" in typed:
-        values["width"], values["height"] = _size(size)
-    if hires is not None:
+        values["width"], values["height"] = _size(typed["size"])
+    if "hires" in typed:
+        hires = typed["hires"]
         values["hires"] = {"scale": hires} if "=" not in hires else _pairs(hires.split(","))
-    request = build_request(values)
-    started = time.perf_counter()
-    found = [(picture.save(out), picture.record) for picture in _stream(_open(request.model), request)]
-    terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
+    return values
+
+
+def _read_request(path: Path) -> dict[str, Any]:
+    """The fields of a request in a JSON file, or of a picture's own."""
+    from core.provenance import read_record
+
+    if path.suffix.lower() == ".png":
+        return read_record(path).request.model_dump(exclude_unset=True)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{str(path)!r} cannot be read as a request: {error}") from None
+    if not isinstance(values, dict):
+        raise BadRequest(f"{str(path)!r} is no request: expected a JSON object of its fields")
+    return values
 
 
 @app.command()
