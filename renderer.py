@@ -102,7 +102,8 @@ class Renderer:
         """A renderer with `model` loaded; requests that name no model of their own are drawn with it.
 
         device: 'cuda', 'mps' or 'cpu', by default the first of them on this machine; dtype: 'float32' (default on the CPU), 'float16'
-        (default elsewhere) or 'bfloat16'; preview: an AutoencoderTiny to show steps with, by default a linear map that is fitted.
+        (default elsewhere) or 'bfloat16'; preview: an AutoencoderTiny to show steps with, by default see
+        `pipelines.preview.default_preview`.
 
         Raises:
             BadModel, Mismatch: the model is missing, incomplete, damaged or of an unknown family.
@@ -245,13 +246,13 @@ class _Job:
     def draw(self, pictures: range, on_step: OnStep | None, cancelled: Callable[[], bool] | None) -> Iterator[Picture]:
         """The pictures with these numbers, drawn together."""
         from pipelines.images import tensor_to_pictures
-        from pipelines.preview import linear_preview, previews
+        from pipelines.preview import default_preview, previews
 
         passes, family = self.passes, self.passes.family
 
         def report(rows: range, i: int, denoised: "Tensor") -> None:
             if on_step is not None:
-                shown = lambda: previews(self.preview or linear_preview(family), denoised, *_size_of(passes, denoised))  # noqa: E731
+                shown = lambda: previews(self.preview or default_preview(family), denoised, *_size_of(passes, denoised))  # noqa: E731
                 on_step(Step(i, passes.steps, rows, shown, lambda: tensor_to_pictures(family.decode(denoised))))
 
         def before_call() -> None:

@@ -23,10 +23,13 @@ from pipelines.place import Place
 FITTED_ON = 6  # pictures of 16 × 16 cells each: 1,536 equations for the 5 to 33 numbers of a colour
 
 
+SMALL_AUTOENCODER = 8_000_000  # weights; Stable Diffusion's has 84 million
+
+
 class Preview(Protocol):
     """Latents (B, C, h, w) to small pictures in about [−1, 1], (B, 3, H, W) of any size."""
 
-    def __call__(self, latents_BChw: Tensor) -> Tensor: ...
+    def __call__(self, latents: Tensor, /) -> Tensor: ...
 
 
 class LinearPreview:
@@ -71,6 +74,12 @@ class TinyPreview:
             )
         pixels: Tensor = self.network.decode(latents_BChw.to(self.place.dtype), return_dict=False)[0]
         return pixels.float()
+
+
+def default_preview(family: Family) -> Preview:
+    """The autoencoder itself where it is small, as the embedded model's is; otherwise a linear map."""
+    weights = sum(weight.numel() for weight in family.vae.parameters())
+    return family.decode if weights <= SMALL_AUTOENCODER else linear_preview(family)
 
 
 _FITTED: "WeakKeyDictionary[Family, LinearPreview]" = WeakKeyDictionary()

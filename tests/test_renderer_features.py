@@ -266,6 +266,21 @@ def test_cancelled_before_the_next_network(renderer: Renderer) -> None:
     assert len(calls) == 2
 
 
+def test_cancelled_anywhere_the_next_picture_is_the_same(renderer: Renderer) -> None:
+    expected, random = pixels(one(renderer)), np.random.default_rng(0)
+    for _ in range(60):
+        left = int(random.integers(0, 7))  # heun at 4 steps asks seven times
+
+        def stop() -> bool:
+            nonlocal left
+            left -= 1
+            return left < 0
+
+        with pytest.raises(Cancelled):
+            renderer.render(request(sampler="heun"), cancelled=stop)
+    assert np.array_equal(pixels(one(renderer)), expected)
+
+
 def test_old_records_still_load(renderer: Renderer) -> None:
     """What a request of the first version did not know, it takes as it was then."""
     values = json.loads(one(renderer).record.canonical_json())

@@ -18,7 +18,7 @@ from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
 from pipelines.images import picture_to_tensor
 from pipelines.memory import HALVED, OFFLOADED, TILED, decode, frugally, offloaded, tiled
-from pipelines.preview import TinyPreview, linear_preview, previews, synthetic_pictures
+from pipelines.preview import TinyPreview, default_preview, linear_preview, previews, synthetic_pictures
 from renderer import Picture, Renderer
 from tests import tinymodels
 from toyland.render import render
@@ -285,6 +285,13 @@ def test_the_linear_preview_shows_the_colours_of_the_embedded_model(toyland: Sta
     shown = np.stack(previews(preview, latents, 128, 128)).astype(float)
     wanted = np.stack(unseen).astype(float)
     assert np.abs(shown - wanted).mean() < 0.5 * np.abs(wanted - np.roll(wanted, 1, axis=0)).mean()
+
+
+def test_small_autoencoders_show_the_steps_themselves(toyland: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
+    latents = toyland.encode_image(scene(100, 64))
+    assert torch.equal(default_preview(toyland)(latents), toyland.decode(latents))
+    monkeypatch.setattr("pipelines.preview.SMALL_AUTOENCODER", 1000)
+    assert default_preview(toyland) is linear_preview(toyland)
 
 
 def test_the_linear_fit_is_exact_where_the_autoencoder_is_linear(family: StableDiffusion, monkeypatch: pytest.MonkeyPatch) -> None:
