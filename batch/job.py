@@ -121,10 +121,11 @@ def single(request: RenderRequest, candidates: int = 1) -> Iterator[RenderReques
 
 def key_of(request: RenderRequest, gate: Gate, *content: Sequence[Any]) -> str:
     """SHA-256, in hex, of everything that decides the picture. content: the digests of all that is read, and the words that were drawn."""
-    settings = request.model_dump(mode="json", exclude=_ELSEWHERE)  # type: ignore[arg-type]
+    # Only what differs from the defaults counts, so that a field that a later Limn adds changes no key.
+    settings = request.model_dump(mode="json", exclude_defaults=True, exclude=_ELSEWHERE)  # type: ignore[arg-type]
     for name in _FAMILY_DEFAULTS:
-        if name not in request.model_fields_set:
-            settings[name] = None
+        if name in request.model_fields_set:
+            settings[name] = getattr(request, name)
     gates = [gate.best_of, gate.min_fidelity] if gate != Gate() else []
     text = json.dumps([settings, content, gates], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

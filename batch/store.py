@@ -6,6 +6,7 @@ Names are relative, with `/`. Pictures lie at the top and in folders of the inpu
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from core.files import publish, sweep_temps
 
 FAILED, REJECTED, JOURNAL, REPORT, LOCK = "failed", "rejected", "journal.jsonl", "report.html", "batch.lock"
 _OWN: Final = (FAILED, REJECTED)
+_PICTURE: Final = re.compile(r"(^|/)limn-[0-9a-f]{12}-[0-9]+\.png$")
 
 
 class Store(Protocol):
@@ -168,8 +170,8 @@ def open_store(out: str | Path) -> Store:
 
 
 def pictures(names: set[str]) -> set[str]:
-    """Of a store's files the finished pictures."""
-    return {name for name in names if name.endswith(".png") and name.partition("/")[0] not in _OWN}
+    """Of a store's files the finished pictures of ours."""
+    return {name for name in names if _PICTURE.search(name) and name.partition("/")[0] not in _OWN}
 
 
 def failure_name(name: str) -> str:
