@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app import ui
+from batch import options as batches
 from core import terminal
 from core.errors import BadRequest, LimnError
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
@@ -93,8 +94,10 @@ CONTROL_HELP = (
 
 
 @app.command()
+@batches.accepted
 def render(
     context: typer.Context,
+    source: batches.Source = None,
     *,
     prompt: Annotated[str, typer.Option("--prompt", "-p", help=_help("prompt"))] = DEFAULT.prompt,
     negative: Annotated[str, typer.Option("--negative", help=_help("negative_prompt"))] = DEFAULT.negative_prompt,
@@ -103,7 +106,7 @@ def render(
     size: Annotated[str, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.")] = f"{DEFAULT.width}x{DEFAULT.height}",
     seed: Annotated[int, typer.Option("--seed", help=_help("seed"))] = DEFAULT.seed,
     count: Annotated[int, typer.Option("--count", help=_help("count"))] = DEFAULT.count,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the pictures; equal requests give equal names.")] = Path("outputs"),
+    out: Annotated[str, typer.Option("--out", help="Folder for the pictures; equal requests give equal names.")] = "outputs",
     as_json: Json = False,
     steps: Annotated[int, _option("steps", SAMPLING)] = DEFAULT.steps,
     sampler: Annotated[str, _option("sampler", SAMPLING, help=f"{SAMPLERS}.")] = DEFAULT.sampler,
@@ -126,12 +129,19 @@ def render(
     paste_back: Annotated[bool, _option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
     hires: Annotated[str | None, _option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
     tile_vae: Annotated[Tiles, _option("tile_vae", LARGER)] = DEFAULT.tile_vae,
-) -> None:
+    **options: Any,
+) -> int | None:
     """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
+    if source is not None:
+        from batch.commands import render_source
+
+        return render_source(source, _typed_fields(context), context.params)
+    batches.refuse_without_source(context)
     request = build_request({"model": model, **_typed_fields(context)})
     started = time.perf_counter()
     found = [(picture.save(out), picture.record) for picture in _stream(_open(request.model), request)]
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
+    return None
 
 
 def doctor(context: typer.Context, **options: Any) -> int | None:
@@ -152,7 +162,7 @@ def doctor(context: typer.Context, **options: Any) -> int | None:
 
 # The same options, and a request to begin from in place of the folder for pictures.
 _RECORDED = Annotated[Path | None, typer.Argument(metavar="[REQUEST]", help="A request as JSON, or a picture that Limn has drawn.")]
-_OPTIONS = [option for name, option in inspect.signature(render).parameters.items() if name != "out"]
+_OPTIONS = [option for name, option in inspect.signature(render).parameters.items() if name not in {"out", "source", *batches.NAMES}]
 _OPTIONS.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_RECORDED))
 doctor.__signature__ = inspect.Signature(_OPTIONS)  # type: ignore[attr-defined]
 doctor.__annotations__ = {option.name: option.annotation for option in _OPTIONS}
@@ -161,6 +171,7 @@ app.command()(doctor)
 
 def _typed_fields(context: typer.Context) -> dict[str, Any]:
     """The request's fields that were typed, from the options of `render`; what was not is left to the model."""
+    from batch.rows import parse_lora, parse_size
     from controls.grammar import parse_control
 
     renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # the others are called as the fields are
@@ -169,11 +180,13 @@ def _typed_fields(context: typer.Context) -> dict[str, Any]:
     }
     values = {renamed.get(name, name): value for name, value in typed.items() if renamed.get(name, name) in RenderRequest.model_fields}
     if "control" in typed:
-        values["controls"] = [parse_control(text) for text in typed["control"]]
+        # With a folder of pictures a control is a kind without a file.
+        files = [text for text in typed["control"] if "source" not in typed or "=" in text.partition(",")[0]]
+        values["controls"] = [parse_control(text) for text in files]
     if "lora" in typed:
-        values["loras"] = [_lora(text) for text in typed["lora"]]
+        values["loras"] = [parse_lora(text) for text in typed["lora"]]
     if "size" in typed:
-        values["width"], values["height"] = _size(typed["size"])
+        values["width"], values["height"] = parse_size(typed["size"])
     if "hires" in typed:
         hires = typed["hires"]
         values["hires"] = {"scale": hires} if "=" not in hires else _pairs(hires.split(","))
@@ -207,6 +220,7 @@ def extract(
 ) -> None:
     """Make a control map from a picture."""
     import controls
+    from batch.rows import parse_size
     from controls.prepare import load_map
     from core.files import publish
     from core.images import decode, encode_png
@@ -218,7 +232,7 @@ def extract(
     if image is None:
         raise BadRequest(f"extract {kind}: no picture given; write limn extract {kind} PICTURE -o MAP.png")
     params = control.parse_params(_pairs(settings or [])).model_dump(mode="json")
-    height, width = _size(size)[::-1] if size else decode(image).shape[:2]
+    height, width = parse_size(size)[::-1] if size else decode(image).shape[:2]
     prepared = load_map(ControlUnit(kind=kind, image=image, resize=resize, params=params), width, height)
     publish(out, encode_png(prepared.map_HWC))
     terminal.warn(prepared.warnings)
@@ -257,6 +271,9 @@ def demo(
 
 
 app.command()(ui)
+app.command()(batches.status)
+app.command()(batches.report)
+app.command()(batches.verify)
 
 
 @app.command()
@@ -315,21 +332,6 @@ def evaluate(
         controls.get(kind)
     settings = Settings(model=model, controlnets=nets, count=count, steps=steps, guidance_scale=guidance, seed=seed)
     toyland_commands.measure(settings, out, workers=workers, as_json=as_json)
-
-
-def _size(text: str) -> tuple[int, int]:
-    """`128x96` as width and height."""
-    width, cross, height = text.lower().partition("x")
-    if not (cross and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
-        raise BadRequest(f"size {text[:40]!r}: write WIDTHxHEIGHT in pixels, as in 128x128")
-    return int(width[:9]), int(height[:9])
-
-
-def _lora(text: str) -> dict[str, Any]:
-    """`bold`, `bold=0.8`, `bold=0.8:0.5`, the last for the text encoders."""
-    name, equals, weights = text.partition("=")
-    weight, colon, text_weight = weights.partition(":")
-    return {"name": name} | ({"weight": weight} if equals else {}) | ({"text_weight": text_weight} if colon else {})
 
 
 def _pairs(settings: Sequence[str]) -> dict[str, str]:
