@@ -1,7 +1,7 @@
 """Inpaint: the picture with a hole that is to be filled; the hole is black, and black is nothing but hole.
 
-The published ControlNet reads −1 where the hole is and the picture, 0 to 1, elsewhere (`hint`). A margin that 'fill' leaves around a
-picture is black too, and so is painted: outpainting. Source: ControlNet 1.1, control_v11p_sd15_inpaint (its model card's
+The published ControlNet reads −1 where the hole is and the picture elsewhere, which the pipeline sees to. A margin that 'fill' leaves
+around a picture is black too, and so is painted: outpainting. Source: ControlNet 1.1, control_v11p_sd15_inpaint (its model card's
 make_inpaint_condition).
 """
 
@@ -61,13 +61,6 @@ def hole(map_HWC: Image) -> NDArray[np.bool_]:
     return hole_HW
 
 
-def hint(map_HWC: Image) -> NDArray[np.float32]:
-    """What the network reads: the picture from 0 to 1, −1 in the hole; (H, W, 3)."""
-    values_HWC = map_HWC.astype(np.float32) / np.float32(255)
-    values_HWC[hole(map_HWC)] = -1
-    return values_HWC
-
-
 def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score:
     """PSNR outside the hole, where the picture should have stayed as it was."""
     return compare_maps(wanted_HWC, np.maximum(got_HWC, np.uint8(DARKEST)))
@@ -86,5 +79,4 @@ CONTROL = Control(
     compare_maps=compare_maps,
     weights={"sd": Weights("lllyasviel/control_v11p_sd15_inpaint")},
     resample="nearest",
-    hint=hint,
 )

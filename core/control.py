@@ -77,7 +77,6 @@ class Control:
     "lines" for white one-pixel lines on black, which must outlive shrinking. `looks_finished` tells such a map from a picture, where
     that is possible; `mistake` says what is wrong with a map that is said to be finished, and the remedy, in a sentence without its
     subject ("looks like …"), or None. `own_file` knows the kind's own file format by a file's first 64 bytes, `read_file` reads it.
-    `hint` gives the network's input, (H, W, 3) float32, where the published convention is not map / 255.
     Source of the contract: docs/architecture.md.
     """
 
@@ -93,7 +92,6 @@ class Control:
     mistake: Callable[[Image], str | None] | None = None
     own_file: Callable[[bytes], bool] | None = None
     read_file: ReadFile | None = None
-    hint: Callable[[Image], NDArray[np.float32]] | None = None
 
     @property
     def summary(self) -> str:

@@ -88,6 +88,7 @@ BODY_25 = (*range(8), *range(9, 19))  # where OpenPose's BODY_25 output holds th
 
 _LIMB_BRIGHTNESS = 0.6
 _REFERENCE_PX = 512  # the size at which OpenPose's 4 px half-width and radius are meant
+_TOLERANCE = 40  # levels by which a channel may differ from a joint's colour
 _SHIFT = 4  # binary digits behind the point in OpenCV's coordinates: 1/16 px
 _TURN = np.linspace(0, 2 * np.pi, 64, endpoint=False)
 _CIRCLE = np.stack([np.cos(_TURN), np.sin(_TURN)], axis=1)
@@ -145,7 +146,8 @@ def detect_joints(map_HWC: Image) -> Joints:
 
     Discs are found by colour and joined by the limbs drawn between them. People whose neck is hidden come apart into several.
     """
-    candidates = [_discs(map_HWC, joint) for joint in range(len(JOINTS))]
+    bright_N = np.flatnonzero(np.maximum(np.maximum(map_HWC[..., 0], map_HWC[..., 1]), map_HWC[..., 2]) >= 255 - _TOLERANCE)
+    candidates = [_discs(map_HWC, joint, bright_N) for joint in range(len(JOINTS))]
     people: dict[tuple[int, int], int] = {}  # (joint, candidate) → person
     for joint, found in enumerate(candidates):
         for index in range(len(found)):
@@ -168,9 +170,14 @@ def detect_joints(map_HWC: Image) -> Joints:
     return people_xy
 
 
-def _discs(map_HWC: Image, joint: int) -> list[NDArray[np.float64]]:
-    """Centres of the full-brightness discs of one joint's colour, largest first, at most 32; specks of resampling are dropped."""
-    mask = (np.abs(map_HWC.astype(np.int16) - np.array(COLOURS[joint], np.int16)).max(axis=-1) <= 40).astype(np.uint8)
+def _discs(map_HWC: Image, joint: int, bright_N: NDArray[np.intp]) -> list[NDArray[np.float64]]:
+    """Centres of the full-brightness discs of one joint's colour, largest first, at most 32; specks of resampling are dropped.
+
+    bright_N: the places, counted row by row, that are bright enough for any joint's colour.
+    """
+    apart_N = np.abs(map_HWC.reshape(-1, 3)[bright_N].astype(np.int16) - np.array(COLOURS[joint], np.int16)).max(axis=-1)
+    mask = np.zeros(map_HWC.shape[:2], np.uint8)
+    mask.flat[bright_N[apart_N <= _TOLERANCE]] = 1
     _, _, stats, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
     areas = stats[1:, cv2.CC_STAT_AREA]
     order = [int(i) for i in np.argsort(-areas, kind="stable")[:32] if areas[i] >= 0.2 * areas.max()]

@@ -129,10 +129,6 @@ def test_a_hole_is_black_and_nothing_else_is() -> None:
     marked = (picture >= 250).all(axis=2)
     np.testing.assert_array_equal(inpaint.hole(map_HWC), marked)
     assert np.abs(map_HWC.astype(int) - picture)[~marked].max() <= 1
-    hint = inpaint.hint(map_HWC)
-    assert hint.dtype == np.float32
-    assert (hint[marked] == -1).all()
-    np.testing.assert_allclose(hint[~marked], map_HWC[~marked] / 255, rtol=1e-6)
     grown = inpaint.hole(inpaint.extract(picture, inpaint.Params(grow=3)))
     np.testing.assert_array_equal(grown, cv2.dilate(marked.astype(np.uint8), np.ones((7, 7), np.uint8)) > 0)
 
