@@ -92,6 +92,13 @@ class Hires(Frozen):
     with_control: bool = Field(True, description="the controls act in the second pass too")
 
 
+class Inversion(Frozen):
+    """The init_image's own noise to begin from: what the sampler would have drawn the picture from, found by walking it backwards."""
+
+    prompt: str = Field("", max_length=100_000, description="what the init_image shows")
+    iterations: int = Field(5, ge=1, le=50, description="corrections at every step; with 1 the error of plain DDIM inversion remains")
+
+
 class RenderRequest(Frozen):
     """Everything that determines `count` pictures, apart from the bytes of the files it names.
 
@@ -132,6 +139,7 @@ class RenderRequest(Frozen):
     strength: float = Field(
         0.75, ge=0.0, le=1.0, description="how much of the way from it is drawn anew: 0 keeps it, 1 keeps next to nothing"
     )
+    inversion: Inversion | None = Field(None, description="begin from the init_image's own noise instead of noise from the seed")
     mask: Path | None = Field(None, description="of the init_image's size: what is white is painted anew")
     paste_back: bool = Field(True, description="outside the mask every pixel stays as it was; otherwise as the autoencoder has it")
     hires: Hires | None = Field(None, description="a second, larger pass over the finished picture")
@@ -141,6 +149,10 @@ class RenderRequest(Frozen):
     def _fields_agree(self) -> "RenderRequest":
         if self.mask is not None and self.init_image is None:
             raise ValueError("mask without init_image: give the picture that the mask belongs to")
+        if self.inversion is not None and self.init_image is None:
+            raise ValueError("inversion without init_image: give the picture to invert")
+        if self.inversion is not None and self.mask is not None:
+            raise ValueError("inversion with mask: a picture is inverted as a whole; leave one of them out")
         if self.hires is not None and self.init_image is not None:
             raise ValueError("hires with init_image: the second pass goes with pictures drawn from noise; draw larger at once instead")
         if self.guidance_start > self.guidance_end:

@@ -22,15 +22,19 @@ class Canvas:
 
     mask_11hw: 1 where to paint, 0 where the latents stay, for models that know nothing of inpainting; None to paint everywhere.
     told: what a model made for inpainting is told at every step. from_noise: begin from pure noise instead of the noised latents.
+    inverted_1Chw: where to begin instead, found by inversion.
     """
 
     latents_1Chw: Tensor
     mask_11hw: Tensor | None = None
     told: Residuals | None = None
     from_noise: bool = False
+    inverted_1Chw: Tensor | None = None
 
     def first(self, noise: Tensor, times: Times) -> Tensor:
         """Where the first step starts."""
+        if self.inverted_1Chw is not None:
+            return self.inverted_1Chw.expand_as(noise).clone()
         if self.from_noise:
             return noise * times.initial
         return times.alphas[0] * self.latents_1Chw + times.sigmas[0] * noise

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import BadModel, Mismatch
+from pipelines import samplers
 from pipelines.attention import perturbed, remembered, shared_start
 from pipelines.canvas import Canvas
 from pipelines.family import Family, Residuals, Text
@@ -106,6 +107,22 @@ def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep, *, before
             f"the latents are not finite after denoising in {family.place.dtype}: the weights are damaged or overflow; try dtype float32"
         )
     return latents
+
+
+@torch.inference_mode()
+def invert(family: Family, plan: Plan, latents: Tensor, *, iterations: int = 5, before_call: Callable[[], None] = never) -> Tensor:
+    """The x (B, C, H, W) from which the plan draws these latents; its times end on the path's first point.
+
+    Raises:
+        BadModel: the result is not finite.
+        BadRequest: the plan's sampler has no single way back.
+    """
+    loop = _Loop(family, plan, latents, before_call)
+    with remembered(list(family.networks().values())):
+        x = samplers.invert(loop.model, latents, plan.times, sampler=plan.sampler.name, iterations=iterations)
+    if not bool(x.isfinite().all()):
+        raise BadModel(f"inversion in {family.place.dtype} overflowed: try dtype float32, more steps or more iterations")
+    return x
 
 
 class _Loop:

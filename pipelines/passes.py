@@ -19,12 +19,12 @@ from core.errors import OutOfMemory
 from core.request import RenderRequest
 from pipelines.adapters import Lora, LoraStack
 from pipelines.canvas import Canvas, begin, pasted
-from pipelines.denoise import Plan, denoise, never
+from pipelines.denoise import Plan, denoise, invert, never
 from pipelines.family import Family
 from pipelines.images import tensor_to_pictures
 from pipelines.memory import BLACK, TILED_FROM_PX, decode, fitting_size, frugally, persistently
 from pipelines.noise import seeded_noise
-from pipelines.planning import Stage, Words, make_plan
+from pipelines.planning import Stage, Words, make_inverting_plan, make_plan
 
 # (the pictures that are drawn together, the step of all stages', x̂_0)
 Report: TypeAlias = Callable[[range, int, Tensor], None]
@@ -100,7 +100,7 @@ class Passes:
         notes: list[str] = []
         try:
             if self.source is not None and self._canvas is None:
-                self._canvas = persistently(self._begin, self.family, notes)
+                self._canvas = persistently(lambda: self._begin(before_call), self.family, notes)
             latents_BChw = frugally(lambda rows: self._latents(rows, plans, report, before_call, notes), pictures, self.family, notes)
 
             def pixels(rows: range) -> Tensor:
@@ -113,9 +113,15 @@ class Passes:
         images = [self._finished(image_HWC) for image_HWC in tensor_to_pictures(pixels_B3HW)]
         return [Drawn(image, (*known, *notes, *(() if image.any() else (BLACK,)))) for image in images]
 
-    def _begin(self) -> Canvas:
+    def _begin(self, before_call: Callable[[], None]) -> Canvas:
         assert self.source is not None
-        return begin(self.family, self.source.image_HWC, self.source.mask_HW, strength=self.request.strength)
+        canvas = begin(self.family, self.source.image_HWC, self.source.mask_HW, strength=self.request.strength)
+        asked = self.request.inversion
+        if asked is None:
+            return canvas
+        plan = make_inverting_plan(self.request, self.family, self.stages[0])
+        x = invert(self.family, plan, canvas.latents_1Chw, iterations=asked.iterations, before_call=before_call)
+        return replace(canvas, inverted_1Chw=x)
 
     def _latents(self, rows: range, plans: Sequence[Plan], report: Report, before_call: Callable[[], None], notes: list[str]) -> Tensor:
         canvas, before, latents = self._canvas, 0, torch.empty(0)

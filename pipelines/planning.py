@@ -121,6 +121,12 @@ def stages_of(request: RenderRequest, family: Family) -> list[Stage]:
     times = _times(request, family, sampler, (request.width, request.height), request.steps)
     if request.init_image is not None:
         times = times.tail(request.strength)
+    if request.inversion is not None:
+        if request.sampler not in samplers.INVERTIBLE:
+            raise BadRequest(f"sampler {request.sampler!r} cannot be inverted: use one of {', '.join(samplers.INVERTIBLE)}")
+        if request.eta:
+            raise BadRequest(f"eta = {request.eta:g}: noise that a sampler adds on its way cannot be walked back; set eta to 0")
+        times = times.ending_on_first()
     stages = [Stage(request.width, request.height, sampler, times)]
     if request.hires is not None:
         width, height = (_enlarged(side, request.hires.scale, family.side_px) for side in (request.width, request.height))
@@ -193,6 +199,13 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
         pag_scale=request.pag_scale,
         share_start=True,
     )
+
+
+def make_inverting_plan(request: RenderRequest, family: Family, stage: Stage) -> Plan:
+    """What the loop needs to walk the init_image back: its own prompt, unguided, without controls."""
+    assert request.inversion is not None
+    plain = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "pag_scale": 0.0}
+    return make_plan(request.model_copy(update=plain), family, replace(stage, controls=()), Words(request.inversion.prompt, ""), [])
 
 
 def _classifier_free_scale(request: RenderRequest, family: Family, notes: list[str]) -> float:

@@ -8,9 +8,9 @@ import pkgutil
 
 from core.registry import lookup
 from pipelines.samplers.base import Model, Noise, OnStep, Run, Sampler
-from pipelines.samplers.inversion import invert
+from pipelines.samplers.inversion import INVERTIBLE, invert
 
-__all__ = ["SAMPLERS", "Model", "Noise", "OnStep", "Run", "Sampler", "get", "invert"]
+__all__ = ["INVERTIBLE", "SAMPLERS", "Model", "Noise", "OnStep", "Run", "Sampler", "get", "invert"]
 
 
 def _all() -> dict[str, Sampler]:

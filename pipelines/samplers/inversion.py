@@ -15,23 +15,22 @@ from pipelines.schedules import Times
 def invert(model: Model, x0: Tensor, times: Times, on_step: OnStep | None = None, *, sampler: str = "euler", iterations: int = 5) -> Tensor:
     """The x at the first of `times` from which the sampler ("euler", "ddim" or "heun") comes to x0 at the last.
 
-        Every step is solved backwards: from where the two points before lead, x ← x + what the step from x still misses, with the last two
-        tries extrapolated per picture. The count of iterations is fixed, so nothing waits for the device; with 1 this is DDIM inversion
-        without a way to mend its error. Calls of the network: N·iterations, for heun (2N − 1)·iterations.
+    Every step is solved backwards: from where the two points before lead, x ← x + what the step from x still misses, with the last two
+    tries extrapolated per picture. The count of iterations is fixed, so nothing waits for the device; with 1 this is DDIM inversion
+    without a way to mend its error. Calls of the network: N·iterations, for heun (2N − 1)·iterations.
 
-        Measured as the largest error of the round trip over 50 steps of Stable Diffusion's table, float64: on Gaussian data of deviation ½
+    Measured as the largest error of the round trip over 50 steps of Stable Diffusion's table, float64: on Gaussian data of deviation ½
     1e-2 with 1 iteration, 1e-14 with 2, for there every step is linear; on a nonlinear network 1e-2 with 1, 3e-4 with 2, 1e-7 with 5.
 
-        on_step: told of the steps from the last to the first, with the x reached.
+    on_step: told of the steps from the last to the first, with the x reached.
 
-        Raises:
-            BadRequest: another sampler, no iterations, or times that end at the pure picture, to which every x of the last step leads.
-        Source: Song et al., DDIM, 2021, section 4.3 (plain); Pan et al., Effective Real Image Editing with Accelerated Iterative
-        Diffusion Inversion, 2023 (fixed points); Walker and Ni, Anderson Acceleration for Fixed-Point Iterations, 2011, with m = 1.
+    Raises:
+        BadRequest: another sampler, no iterations, or times that end at the pure picture, to which every x of the last step leads.
+    Source: Song et al., DDIM, 2021, section 4.3 (plain); Pan et al., Effective Real Image Editing with Accelerated Iterative
+    Diffusion Inversion, 2023 (fixed points); Walker and Ni, Anderson Acceleration for Fixed-Point Iterations, 2011, with m = 1.
     """
-    steps = {"euler": _euler, "ddim": _euler, "heun": _heun}
-    if sampler not in steps:
-        raise BadRequest(f"sampler {sampler!r} cannot be inverted: use one of {', '.join(sorted(steps))}")
+    if sampler not in INVERTIBLE:
+        raise BadRequest(f"sampler {sampler!r} cannot be inverted: use one of {', '.join(INVERTIBLE)}")
     if iterations < 1:
         raise BadRequest(f"iterations = {iterations}: give at least 1")
     if times.sigmas[-1] == 0.0 and len(times):
@@ -41,7 +40,11 @@ def invert(model: Model, x0: Tensor, times: Times, on_step: OnStep | None = None
         target, length = x / times.scale(i + 1), times.levels[i] - times.levels[i + 1]
         back = times.scale(i) / times.scale(i + 1)
         x = _solved(
-            partial(steps[sampler], model, times=times, i=i), (target + rate * length) * times.scale(i), x, back=back, iterations=iterations
+            partial(INVERTIBLE[sampler], model, times=times, i=i),
+            (target + rate * length) * times.scale(i),
+            x,
+            back=back,
+            iterations=iterations,
         )
         if length > 0.0:
             rate = (x / times.scale(i) - target) / length
@@ -78,3 +81,6 @@ def _euler(model: Model, x: Tensor, *, times: Times, i: int) -> Tensor:
 
 def _heun(model: Model, x: Tensor, *, times: Times, i: int) -> Tensor:
     return heun_step(model, x, model(x, i), times, i)
+
+
+INVERTIBLE = {"ddim": _euler, "euler": _euler, "heun": _heun}
