@@ -20,6 +20,7 @@ from batch import options as batches
 from core import terminal
 from core.errors import BadRequest, LimnError
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
+from pipelines import commands as models_commands
 from toyland import commands as toyland_commands
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toyland_commands.app, name="toyland")
+app.add_typer(models_commands.app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -274,25 +276,6 @@ app.command()(ui)
 app.command()(batches.status)
 app.command()(batches.report)
 app.command()(batches.verify)
-
-
-@app.command()
-def models(*, as_json: Json = False) -> None:
-    """List the weights that are installed, with sizes and SHA-256."""
-    from core.files import sha256_file
-
-    folder = ROOT / "models"
-    found: list[dict[str, Any]] = [
-        {"file": path.relative_to(folder).as_posix(), "bytes": path.stat().st_size, "sha256": sha256_file(path)}
-        for path in sorted(folder.rglob("*.safetensors"))
-    ]
-    if as_json:
-        return typer.echo(json.dumps({"models": found}))
-    table = terminal.table("file", "MB", "sha256", right=("MB",))
-    for row in found:
-        table.add_row(row["file"], f"{row['bytes'] / 1e6:.2f}", row["sha256"][:16])
-    terminal.show(table)
-    typer.echo(f"{len(found)} files, {sum(row['bytes'] for row in found) / 1e6:.1f} MB, in {folder}")
 
 
 @app.command()
