@@ -195,6 +195,9 @@ class Hub(BaseHTTPRequestHandler):
         if path in ("/api/models/tiny/net", "/api/models/tiny/net/revision/main", f"/api/models/tiny/net/revision/{self.commit}"):
             entries = [{"rfilename": name} for name in files]
             return self._answer(json.dumps({"id": "tiny/net", "sha": self.commit, "siblings": entries, "private": False}).encode(), {})
+        if path == f"/api/models/tiny/net/tree/{self.commit}":
+            rows = [{"type": "file", "path": name, "size": (self.folder / name).stat().st_size, "oid": "0" * 40} for name in files]
+            return self._answer(json.dumps(rows).encode(), {})
         name = path.rpartition(f"/tiny/net/resolve/{self.commit}/")[2]
         if name in files:
             data = (self.folder / name).read_bytes()
@@ -224,7 +227,9 @@ def hub(tmp_path: Path, net: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     server = ThreadingHTTPServer(("127.0.0.1", 0), type("OurHub", (Hub,), {"folder": folder}))
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    monkeypatch.setattr(constants, "ENDPOINT", endpoint)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", endpoint + "/{repo_id}/resolve/{revision}/{filename}")
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
