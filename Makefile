@@ -9,7 +9,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test lint format clean
+.PHONY: help install demo ui test crash ray lint format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,6 +24,13 @@ ui: $(VENV)/.installed  ## open the web page on 127.0.0.1
 
 test: $(VENV)/.installed $(VENV)/.chromium  ## run the whole test suite
 	$(BIN)/python -m pytest
+
+crash: $(VENV)/.installed  ## kill a batch 100 times, then compare every picture
+	$(BIN)/python benchmarks/crash.py
+
+ray: $(VENV)/.installed  ## install Ray (400 MB) and run the tests that need it
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt "moto[server]"
+	$(BIN)/python -m pytest tests/batch/test_cluster.py tests/batch/test_remote.py tests/batch/test_manifest.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ from batch.folders import read_folder
 from batch.grids import parse_axis, vary
 from batch.job import Gate, Job, Jobs, make_jobs
 from batch.manifest import Manifest, Problem, read_defaults, read_manifest
-from batch.planner import estimate
+from batch.planner import estimate, group_of
 from batch.progress import duration, shown, words
 from batch.runner import Found, Settings, failures, look, run_batch
 from batch.store import Store, open_store
@@ -136,6 +136,7 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, op
     left = [job for job in jobs if before is None or job.key not in before.there]
     plan = estimate(left)
     seconds = _seconds_a_picture(left, opens)
+    findings = _findings(left, opens.model)
     values = {
         "jobs": len(jobs),
         "there": there,
@@ -146,6 +147,7 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, op
         "disk_mb": round(plan.disk_mb, 1),
         "seconds": None if seconds is None else round(seconds * len(left)),
         "orphans": len(before.orphans) if before else 0,
+        "findings": findings,
         "first": [{"name": job.name, "line": job.line, **job.request.model_dump(mode="json", exclude_unset=True)} for job in jobs[:3]],
     }
     if as_json:
@@ -155,8 +157,23 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, op
     print(f"{plan.groups} sets of models and settings, {plan.pictures} control pictures to extract, about {plan.disk_mb:.1f} MB")
     if seconds is not None:
         print(f"about {duration(seconds * len(left))} on this machine, by the first picture")
+    for finding in findings:
+        print(finding)
     for first in values["first"] if isinstance(values["first"], list) else ():
         print(json.dumps(first, indent=2, ensure_ascii=False))
+
+
+def _findings(jobs: Sequence[Job], model: str) -> list[str]:
+    """What `limn doctor` says about the first job of every set of models and settings."""
+    from pipelines.engine import Engine, choose_place
+    from renderer import examine
+
+    first = {group_of(job): job for job in reversed(jobs)}
+    engine, found = Engine(choose_place()), []
+    for job in first.values():
+        request = job.request if "model" in job.request.model_fields_set else job.request.model_copy(update={"model": model})
+        found += [f"line {job.line}: {one.level}: {' '.join(one.text.split())}" for one in examine(request, engine)]
+    return found
 
 
 def _seconds_a_picture(jobs: Sequence[Job], opens: OpenRenderer) -> float | None:

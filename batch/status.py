@@ -8,7 +8,7 @@ from batch.journal import write_rebuilt
 from batch.lock import holder, locked
 from batch.progress import duration
 from batch.report import Summary, score, summarise, write_report
-from batch.store import JOURNAL, REPORT, Folder, Store, open_store
+from batch.store import JOURNAL, REPORT, Folder, Store, open_store, pictures
 from core.errors import BadRequest
 
 MOST_SHOWN = 10
@@ -69,7 +69,7 @@ def existing(out: str) -> Store:
         raise BadRequest(f"{out!r} is not a folder: give the --out of a batch")
     store = open_store(out)
     names = store.names()
-    if not any(name == JOURNAL or name.startswith(f"{JOURNAL}.d/") or name.endswith(".png") for name in names):
+    if not pictures(names) and not any(name == JOURNAL or name.startswith(f"{JOURNAL}.d/") for name in names):
         raise BadRequest(f"{out!r} holds no batch: it has no {JOURNAL}, and no picture")
     return store
 
