@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 
 import controls
-from controls.prepare import Prepared, load_map
+from controls.prepare import Prepared, load_map, settled, takes_own_file
 from controls.source import load_source
 from core.control import Control, Image, Score
 from core.errors import BadImage, BadRequest, Cancelled, LimnError, unknown_name
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
     from pipelines.passes import Drawn, Passes, Source
     from pipelines.planning import Given, Words
     from pipelines.preview import Preview
+    from pipelines.residency import Memory
 
 ROOT = Path(__file__).resolve().parent
 # Pictures are drawn in batches of at most so many pixels: more gain nothing and only cost memory.
@@ -98,12 +99,20 @@ class Renderer:
         self._stacks: WeakKeyDictionary[Family, LoraStack] = WeakKeyDictionary()
 
     @classmethod
-    def open(cls, model: str = "toyland", device: str | None = None, dtype: str | None = None, *, preview: str | None = None) -> "Renderer":
+    def open(
+        cls,
+        model: str = "toyland",
+        device: str | None = None,
+        dtype: str | None = None,
+        *,
+        preview: str | None = None,
+        memory: "Memory | None" = None,
+    ) -> "Renderer":
         """A renderer with `model` loaded; requests that name no model of their own are drawn with it.
 
         device: 'cuda', 'mps' or 'cpu', by default the first of them on this machine; dtype: 'float32' (default on the CPU), 'float16'
         (default elsewhere) or 'bfloat16'; preview: an AutoencoderTiny to show steps with, by default see
-        `pipelines.preview.default_preview`.
+        `pipelines.preview.default_preview`; memory: how the model lies in memory, by default whole and on the device.
 
         Raises:
             BadModel, Mismatch: the model is missing, incomplete, damaged or of an unknown family.
@@ -114,7 +123,7 @@ class Renderer:
         from pipelines.preview import TinyPreview
 
         spot = choose_place(device, dtype)
-        renderer = cls(Engine(spot), model, None if preview is None else TinyPreview.load(resolve(preview), spot))
+        renderer = cls(Engine(spot, memory), model, None if preview is None else TinyPreview.load(resolve(preview), spot))
         renderer._base(model)
         return renderer
 
@@ -269,7 +278,7 @@ class _Job:
         scores, records = [], []
         for unit, prepared in zip(request.controls, self.maps, strict=True):
             control, params = _kind(unit)
-            score = control.compare(prepared.map_HWC, drawn.image_HWC, params)
+            score = control.compare(prepared.map_HWC, drawn.image_HWC, settled(control, params, request.model))
             scores.append(score)
             records.append(
                 ControlRecord(
@@ -338,11 +347,11 @@ def _check_files(request: RenderRequest) -> None:
 
 def _check_unit(unit: ControlUnit, index: int) -> None:
     """Whether a control's kind and settings are known and its files are there."""
-    control, _ = _kind(unit)
+    control, params = _kind(unit)
     for what, path in (("image", unit.image), ("mask", unit.mask)):
         if path is not None and not path.is_file():
             raise BadImage(f"control {index} ({unit.kind}): {what} {str(path)!r} is not a file: check the path")
-    if not unit.ready and not control.available() and unit.image.suffix.lower() != ".json":
+    if not unit.ready and not control.available(params) and not takes_own_file(control, unit.image):
         raise BadRequest(f"control {index}: no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
 

@@ -58,10 +58,11 @@ class Fidelity(Frozen):
     metric: str
     raw: float
     unit: str
+    parts: dict[str, float] = Field(default_factory=dict, description="what the metric is made of, by name")
 
     @classmethod
     def of(cls, score: Score) -> "Fidelity":
-        return cls(value=score.value, metric=score.metric, raw=score.raw, unit=score.unit)
+        return cls(value=score.value, metric=score.metric, raw=score.raw, unit=score.unit, parts=dict(score.parts))
 
 
 class ControlRecord(Frozen):
