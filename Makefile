@@ -9,7 +9,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test crash ray lint format clean
+.PHONY: help install demo ui test crash ray lint format docs fuzz clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -40,6 +40,14 @@ lint: $(VENV)/.installed  ## ruff and mypy
 format: $(VENV)/.installed  ## let ruff rewrite what it can
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.installed  ## write again the pages and pictures of docs/ that are made by code
+	$(BIN)/python -m controls.documentation
+	$(BIN)/python -m tests.pipelines.matrix
+	$(BIN)/python -m toyland.sheets
+
+fuzz: $(VENV)/.installed  ## 10,000 damaged pictures through the decoder
+	$(BIN)/python benchmarks/fuzz.py
 
 clean:  ## remove what can be rebuilt; outputs/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
