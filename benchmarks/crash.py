@@ -172,7 +172,7 @@ def main() -> None:
         while len(victims) < args.kills and len(done(killed)) < case.jobs:
             runs += 1
             share = (case.jobs - len(done(killed))) / (args.kills - len(victims))
-            victim = kill_one(killed, case, 1.1 * share / rate, chance)
+            victim = kill_one(killed, case, 0.7 * share / rate, chance)
             if victim:
                 victims.append(victim)
         torn = len(leftovers(killed))
@@ -181,9 +181,7 @@ def main() -> None:
         wrong = [name for name, digest in found.items() if expected.get(name) != digest]
         print(f"{case.jobs} jobs, engine {case.engine}, crew {case.crew}; left alone: {seconds:.1f} s")
         print(f"{len(victims)} kills ({victims.count('driver')} of the driver, {victims.count('worker')} of a worker) in {runs} runs,")
-        print(
-            f"{time.perf_counter() - began:.1f} s; before the last run {torn} torn files lay there, after it {len(leftovers(killed))}"
-        )
+        print(f"{time.perf_counter() - began:.1f} s; before the last run {torn} torn files lay there, after it {len(leftovers(killed))}")
         print(f"pictures: {len(found)}, missing: {len(expected.keys() - found.keys())}, different: {len(wrong)}")
         if found != expected or len(found) != case.jobs or leftovers(killed) or len(victims) < args.kills:
             raise SystemExit("FAILED")
