@@ -20,14 +20,17 @@ class TrainConfig(Frozen):
     steps: int = Field(ge=1, description="optimiser steps")
     batch_size: int = Field(16, ge=1, description="samples per optimiser step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches that a process makes of its share of the batch")
-    learning_rate: float = Field(1e-4, gt=0.0, description="peak rate of AdamW")
+    optimiser: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"] = Field(
+        "adamw", description="adamw8bit needs bitsandbytes, prodigy prodigyopt; lion wants a rate 3 to 10 times lower, prodigy 1"
+    )
+    learning_rate: float = Field(1e-4, gt=0.0, description="peak rate of the optimiser")
     learning_rate_factors: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
         default_factory=dict, description="factor on the rate for parameters whose name starts with the key; the longest key wins"
     )
     warmup: int = Field(0, ge=0, description="steps over which the rate rises linearly from 0")
     schedule: Literal["constant", "cosine", "linear"] = Field("constant", description="the rate after warm-up; cosine and linear fall to 0")
     weight_decay: float = Field(0.01, ge=0.0, description="decoupled; not on biases and norms (tensors of one dimension)")
-    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW")
+    betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW, Lion and Prodigy")
     clip: float = Field(1.0, gt=0.0, description="limit of the gradient's global norm")
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")

@@ -1,137 +1,135 @@
-"""A ControlNet: a copy of the base's encoder that speaks through convolutions which are zero at first, and the task that trains it.
+"""The task that trains a ControlNet of any family: denoising under a caption and a condition, the base frozen."""
 
-Source: Zhang et al., Adding Conditional Control to Text-to-Image Diffusion Models, 2023, section 3.
-"""
-
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
-from core.errors import BadRequest, Mismatch
-from pipelines.images import condition_to_tensor
+from core.errors import BadRequest
+from pipelines.family import Family
 from pipelines.loading import quiet
-from training.cache import Gathered, Rows
+from training.cache import Gathered
 from training.data import Loader, Pair
-from training.objectives import Objective, drop_captions, sample_moments
+from training.export import write_folder
+from training.objectives import Objective, sample_moments
 from training.randomness import Draws
+from training.steering import HINT_CHANNELS as HINT_CHANNELS
+from training.steering import Steering, check_silent
+from training.texts import Texts
 
-HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
+Export = Callable[[Path, Any], None]
 
 
-def new_controlnet(
-    unet: UNet2DConditionModel, cell_px: int = 8, hint_channels: Sequence[int] = HINT_CHANNELS, condition_channels: int = 3
-) -> ControlNetModel:
-    """A ControlNet for a UNet: encoder and middle copied, everything it says zero.
-
-    cell_px: pixels a latent cell is wide. hint_channels: of the hint encoder, which halves the size between any two of them.
+def new_controlnet(unet: UNet2DConditionModel, cell_px: int = 8, hint_channels: Sequence[int] = HINT_CHANNELS) -> ControlNetModel:
+    """A ControlNet for a UNet alone, without the rest of its checkpoint; see `steering.UNetSteering.new`.
 
     Raises:
         BadRequest: the hint encoder would not end at the latents' size.
     """
-    shrinks = 2 ** (len(hint_channels) - 1)
-    if shrinks != cell_px:
-        raise BadRequest(
-            f"hint_channels {tuple(hint_channels)} shrink a condition {shrinks} times, but a latent cell is {cell_px} "
-            f"pixels wide: give {cell_px.bit_length()} widths"
-        )
-    net = ControlNetModel.from_unet(
-        unet, conditioning_embedding_out_channels=tuple(hint_channels), conditioning_channels=condition_channels
-    ).float()
+    if 2 ** (len(hint_channels) - 1) != cell_px:
+        raise BadRequest(f"hint_channels {tuple(hint_channels)} need {cell_px.bit_length()} widths for latent cells of {cell_px} pixels")
+    net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=tuple(hint_channels)).float()
     check_silent(net)
     return net
-
-
-def zero_convolutions(net: ControlNetModel) -> dict[str, nn.Module]:
-    """The convolutions that are zero at the start: after every block, after the middle, and the hint encoder's last."""
-    blocks = {f"controlnet_down_blocks.{index}": conv for index, conv in enumerate(net.controlnet_down_blocks)}
-    return {
-        **blocks,
-        "controlnet_mid_block": net.controlnet_mid_block,
-        "controlnet_cond_embedding.conv_out": net.controlnet_cond_embedding.conv_out,
-    }
-
-
-def check_silent(net: ControlNetModel) -> None:
-    """Whether weight and bias of every zero convolution are 0, so that training starts at the base's own pictures.
-
-    Raises:
-        Mismatch: one is not.
-    """
-    for name, conv in zero_convolutions(net).items():
-        for part, parameter in conv.named_parameters():
-            if parameter.count_nonzero():
-                raise Mismatch(f"zero convolution {name}.{part} is not zero: the library's initialisation has changed")
 
 
 @dataclass
 class ControlNetTask:
     """Denoising under a caption and a condition; only the ControlNet learns.
 
-    moments: of every pair's picture, (2·C, h, w) a row. texts: of every pair's caption, (L, D) a row. empty_LD: of the empty prompt.
-    conditions: (H, W, 3) uint8 a row, where they are extracted; else they are read from their files.
+    moments: of every pair's picture, (2·C, h, w) a row. conditions: uint8 (H, W, 3) where they are extracted, latents (C, h, w) where the
+    network reads those; else they are read from their files. write: makes the finished folder. held_out: positions of the pairs that are
+    measured; holds_out: nothing is learned from their pictures.
     """
 
-    net: ControlNetModel
-    unet: UNet2DConditionModel
+    net: Any
+    base: Family
+    steering: Steering
     objective: Objective
     pairs: list[Pair]
     loader: Loader
     moments: Gathered
-    texts: Rows
-    empty_LD: Tensor
+    texts: Texts
     scaling_factor: float
+    shift_factor: float = 0.0
     conditions: Gathered | None = None
     caption_dropout: float = 0.5
-    half: bool = False
+    condition_dropout: float = 0.0
+    write: Export | None = None
+    held_out: list[int] = field(default_factory=list)
+    holds_out: bool = False
     name: str = "controlnet"
+
+    def __post_init__(self) -> None:
+        measured = set() if not self.holds_out else {self.pairs[position].picture for position in self.held_out}
+        self.chosen = [position for position, pair in enumerate(self.pairs) if pair.picture not in measured]
 
     def modules(self) -> dict[str, nn.Module]:
         return {"controlnet": self.net}
 
     def frozen(self) -> dict[str, nn.Module]:
-        return {"unet": self.unet}
+        return {"denoiser": self.steering.denoiser}
 
     def __len__(self) -> int:
-        return len(self.pairs)
+        return len(self.chosen)
 
     def batch(self, indices: list[int]) -> dict[str, Tensor]:
-        """moments (B, 2·C, h, w), text (B, L, D), condition (B, 3, H, W) in [0, 1] as rendering feeds it."""
-        if self.conditions is None:
-            maps = [self.loader.condition(self.pairs[index]) for index in indices]
-        else:
-            maps = list(self.conditions[indices].numpy())
-        condition = torch.stack([condition_to_tensor(map_HWC) for map_HWC in maps])
-        return {"moments": self.moments[indices], "text": self.texts[indices], "condition": condition}
+        """The rows of these samples."""
+        return self.rows([self.chosen[index] for index in indices])
+
+    def rows(self, positions: list[int]) -> dict[str, Tensor]:
+        """moments (B, 2·C, h, w), the text's tensors, condition (B, …) as rendering feeds it, of the pairs at these positions."""
+        return {"moments": self.moments[positions], "condition": self._conditions(positions), **self.texts.batch(positions)}
 
     def buckets(self) -> list[int]:
         """See `training.task.WithBuckets`."""
-        return [self.moments.part(index) for index in range(len(self.pairs))]
+        return [self.moments.part(position) for position in self.chosen]
+
+    def latents(self, moments_B2CHW: Tensor, draws: Draws) -> Tensor:
+        """Latents drawn from cached moments, as the denoiser expects them."""
+        return sample_moments(moments_B2CHW, draws, self.scaling_factor, self.shift_factor)
 
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
-        x0_BCHW = sample_moments(batch["moments"], draws, self.scaling_factor)
-        text_BLD = drop_captions(batch["text"].float(), self.empty_LD, self.caption_dropout, draws)
+        x0_BCHW = self.latents(batch["moments"], draws)
+        text = self.texts.dropped(batch, self.caption_dropout, draws)
         noised = self.objective.noised(x0_BCHW, draws)
-        down, middle = self.net(
-            noised.x_BCHW, noised.t_B, encoder_hidden_states=text_BLD, controlnet_cond=batch["condition"], return_dict=False
-        )
-        out_BCHW = self.unet(
-            noised.x_BCHW,
-            noised.t_B,
-            encoder_hidden_states=text_BLD,
-            down_block_additional_residuals=down,
-            mid_block_additional_residual=middle,
-            return_dict=False,
-        )[0]
+        condition_BCHW = self._dropped(batch["condition"], draws)
+        residuals = self.steering.residuals(self.net, noised.x_BCHW, noised.t_B, text, condition_BCHW)
+        out_BCHW = self.base.predict(noised.x_BCHW, noised.t_B, text, residuals)
         return self.objective.loss(noised, out_BCHW), {}
 
-    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        """A diffusers ControlNet folder."""
-        net = ControlNetModel.from_config(self.net.config)
-        net.load_state_dict(ema["controlnet"])
+    def finished(self, weights: dict[str, dict[str, Tensor]]) -> Any:
+        """The network with these weights, apart from the one that is trained."""
         with quiet():
-            (net.half() if self.half else net).save_pretrained(folder)
+            net = self.steering.kind.from_config(self.net.config)
+        net.load_state_dict(weights["controlnet"])
+        return net
+
+    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
+        """A diffusers ControlNet folder, and what `write` makes beside it."""
+        (self.write or write_folder)(folder, self.finished(ema))
+
+    def _conditions(self, indices: list[int]) -> Tensor:
+        if self.conditions is None:
+            return torch.stack([self.steering.condition(self.loader.condition(self.pairs[index])) for index in indices])
+        rows = self.conditions[indices]
+        return rows if rows.is_floating_point() else torch.stack([self.steering.condition(row.numpy()) for row in rows])
+
+    def _dropped(self, condition_BCHW: Tensor, draws: Draws) -> Tensor:
+        """Conditions replaced by black ones, drawn anew at every step, so that the net also learns to say nothing."""
+        if not self.condition_dropout:
+            return condition_BCHW
+        drop_B = draws.uniform(name="condition_dropout") < self.condition_dropout
+        return torch.where(drop_B.reshape(-1, 1, 1, 1), self._black(condition_BCHW), condition_BCHW)
+
+    def _black(self, like_BCHW: Tensor) -> Tensor:
+        if not self.steering.reads_latents:
+            return torch.zeros_like(like_BCHW)
+        cell_px = self.base.cell_px
+        black_HWC = np.zeros((like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px, 3), np.uint8)
+        return self.steering.condition(black_HWC).clone().to(like_BCHW).expand_as(like_BCHW)

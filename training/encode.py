@@ -15,6 +15,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from core.files import publish, sha256_file
+from pipelines.family import Family
 from pipelines.images import picture_to_tensor
 from training import cache
 from training.buckets import Size, bucket_sizes, nearest
@@ -26,25 +27,29 @@ Say = Callable[[str], None]
 TIMED = 4  # rows of a cache that are timed before the rest is announced
 
 
+def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
+    """The width and height of every picture as it is on the disk; `notes` remembers them."""
+    sources = list(dict.fromkeys(pair.picture for pair in pairs))
+    with PartialState().main_process_first():
+        keys = cache.content_keys(sources, notes)
+        known = json.loads(notes.read_text())
+        fresh = {}
+        for source, content in zip(sources, keys, strict=True):
+            if f"size {content}" not in known:
+                height, width, _ = load(source).shape
+                fresh[f"size {content}"] = [width, height]
+        if fresh:
+            known |= fresh
+            publish(notes, json.dumps(known).encode())
+    return {source: (known[f"size {content}"][0], known[f"size {content}"][1]) for source, content in zip(sources, keys, strict=True)}
+
+
 def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
-    """The bucket of every picture, by its proportions; `notes` remembers the pictures' sizes. Nothing where there are no buckets."""
+    """The bucket of every picture, by its proportions. Nothing where there are no buckets."""
     if not config.buckets:
         return {}
     buckets = bucket_sizes(config.width, config.height, config.buckets)
-    try:
-        known = json.loads(notes.read_text())
-    except (OSError, ValueError):
-        known = {}
-    keys = dict(zip((pair.picture for pair in pairs), cache.content_keys([pair.picture for pair in pairs], notes), strict=True))
-    fresh = {}
-    for source, content in keys.items():
-        if f"size {content}" not in known:
-            height, width, _ = load(source).shape
-            fresh[f"size {content}"] = [width, height]
-    if fresh:
-        publish(notes, json.dumps(json.loads(notes.read_text()) | fresh).encode())
-        known |= fresh
-    return {source: nearest(buckets, *known[f"size {content}"]) for source, content in keys.items()}
+    return {source: nearest(buckets, *size) for source, size in originals(pairs, notes).items()}
 
 
 def texts(folder: Path, captions: Sequence[str], encode: Callable[[Sequence[str]], Tensor], belongs_to: dict[str, Any]) -> cache.Rows:
@@ -94,9 +99,36 @@ def conditions(folder: Path, pairs: Sequence[Pair], loader: Loader) -> cache.Gat
     return _by_size(pairs, loader, rows_of)
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file of a part."""
-    return {path.name: sha256_file(path) for path in sorted(folder.iterdir()) if path.is_file()}
+def latents(
+    folder: Path, pairs: Sequence[Pair], loader: Loader, encode: Callable[[Any], Tensor], belongs_to: dict[str, Any]
+) -> cache.Gathered:
+    """The latents (C, h, w) of every pair's condition, for networks that read those; they are not sampled, in rendering neither."""
+    state = PartialState()
+    sources = [pair.picture if pair.condition is None else pair.condition for pair in pairs]
+    with state.main_process_first():
+        contents = cache.content_keys(sources, folder / "contents.json")
+
+    def rows_of(size: Size, mine: list[int]) -> cache.Rows:
+        keys = []
+        for row in mine:
+            extracted = cache.digest(loader.params(pairs[row]).model_dump_json())[:16] if pairs[row].condition is None else loader.resample
+            keys.append(f"{contents[row]}-{extracted}{'-mirrored' * pairs[row].mirrored}")
+        kind = loader.control.name if loader.control else ""
+        name = cache.folder_name("hints", **belongs_to, control=kind, size=size)
+
+        def compute(rows: list[int]) -> Tensor:
+            return torch.stack([encode(loader.condition(pairs[mine[row]])) for row in rows])
+
+        return _cached(folder / name, keys, compute, 8, state)
+
+    return _by_size(pairs, loader, rows_of)
+
+
+def files_of(base: Family, part: str) -> dict[str, str]:
+    """SHA-256 of every file that a part of the base was loaded from."""
+    folder = base.checkpoint.path / part
+    files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else [base.checkpoint.path]
+    return {path.name: sha256_file(path) for path in files}
 
 
 def _contents(folder: Path, pairs: Sequence[Pair], state: PartialState) -> list[str]:

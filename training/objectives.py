@@ -3,16 +3,18 @@
 Axes: B pictures, C channels, H and W latent cells, T training timesteps, L text tokens, D their width.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
+from core.errors import BadRequest
 from core.request import Frozen
-from pipelines.parameterisation import SMALLEST_ALPHA_CUMPROD, Parameterisation, Path, noised, parameterisation
+from pipelines.parameterisation import SMALLEST_ALPHA_CUMPROD, Parameterisation, Path, noised, parameterisation, zero_terminal_snr
 from training.randomness import Draws
 
 
@@ -22,11 +24,20 @@ class ObjectiveConfig(Frozen):
     min_snr_gamma: float | None = Field(None, gt=0.0, description="cap on the signal-to-noise ratio as a weight; 5 is usual")
     noise_offset: float = Field(0.0, ge=0.0, le=1.0, description="deviation of a constant added to each channel's noise; 0.05 is usual")
     noisy_times: float = Field(0.0, ge=0.0, le=4.0, description="density of the drawn timesteps grows as this power of t; 0 is uniform")
+    density: Literal["uniform", "logit_normal", "mode", "cosmap"] = Field("uniform", description="of the drawn times, as in SD3's paper")
+    logit_mean: float = Field(0.0, ge=-5.0, le=5.0, description="of the logit-normal density; above 0 towards noise")
+    logit_deviation: float = Field(1.0, gt=0.0, le=5.0, description="of the logit-normal density")
+    mode_scale: float = Field(1.29, ge=-1.0, le=1.75, description="of the mode density")
+    shift: float | None = Field(
+        None, gt=0.0, le=20.0, description="of flow times towards noise; by default the checkpoint's own at this size"
+    )
+    huber: float = Field(0.0, ge=0.0, le=10.0, description="errors beyond this count linearly (pseudo-Huber); 0: all squared")
+    zero_terminal_snr: bool = Field(False, description="the last time is pure noise; for v-prediction")
 
 
 @dataclass(frozen=True)
 class Noised:
-    """A batch on its way: noisy latents x_BCHW, integer timesteps t_B, the network's target_BCHW, and each picture's weight_B."""
+    """A batch on its way: noisy latents x_BCHW, timesteps t_B (whole numbers but on the flow path), target_BCHW, and weight_B."""
 
     x_BCHW: Tensor
     t_B: Tensor
@@ -36,11 +47,12 @@ class Noised:
 
 @dataclass(frozen=True)
 class Objective:
-    """The denoising loss of one path and parameterisation."""
+    """The denoising loss of one path and parameterisation. shift: the checkpoint's own, of flow times."""
 
     path: Path
     parameterisation: Parameterisation
     config: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    shift: float = 1.0
 
     @staticmethod
     def from_scheduler_config(scheduler: Mapping[str, Any], config: ObjectiveConfig | None = None) -> "Objective":
@@ -48,13 +60,33 @@ class Objective:
         output = parameterisation(str(scheduler.get("prediction_type", "epsilon")))
         return Objective(Path.from_scheduler_config(scheduler), output, config or ObjectiveConfig())
 
+    def __post_init__(self) -> None:
+        """Raises BadRequest if settings of the config do not go with one another or with the path."""
+        config = self.config
+        if config.noisy_times and config.density != "uniform":
+            raise BadRequest(
+                f"objective.noisy_times {config.noisy_times} bends the uniform density, but objective.density is {config.density}"
+            )
+        if config.shift is not None and self.path.kind != "flow":
+            raise BadRequest(f"objective.shift {config.shift} moves the times of flow models; this base is on the {self.path.kind} path")
+        if config.zero_terminal_snr:
+            if self.path.kind != "vp" or self.parameterisation.output == "epsilon":
+                raise BadRequest(
+                    f"objective.zero_terminal_snr: a base that predicts {self.parameterisation.output} learns nothing from pure noise; "
+                    "use a v-prediction base"
+                )
+            object.__setattr__(self, "path", Path.vp(zero_terminal_snr(self.path.alphas_T.square())))
+
     def noised(self, x0_BCHW: Tensor, draws: Draws) -> Noised:
-        """Each picture at a timestep drawn anew, uniformly unless `noisy_times` says otherwise, with its own noise."""
-        share_B = draws.uniform(name="timestep") ** (1 / (1 + self.config.noisy_times))
-        t_B = (share_B * len(self.path)).long().clamp_(max=len(self.path) - 1)
+        """Each picture at a time drawn anew, with its own noise."""
+        t_B = self.times(draws)
         noise_BCHW = draws.normal(tuple(x0_BCHW.shape[1:]), name="noise")
         if self.config.noise_offset:
             noise_BCHW = noise_BCHW + self.config.noise_offset * draws.normal((x0_BCHW.shape[1], 1, 1), name="noise_offset")
+        return self.at(x0_BCHW, noise_BCHW, t_B)
+
+    def at(self, x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> Noised:
+        """Each picture at a given time with given noise."""
         alpha_B, sigma_B = self.path.alpha_sigma(t_B)
         return Noised(
             x_BCHW=noised(x0_BCHW, noise_BCHW, alpha_B, sigma_B),
@@ -62,6 +94,30 @@ class Objective:
             target_BCHW=self.parameterisation.target(x0_BCHW, noise_BCHW, alpha_B, sigma_B),
             weight_B=self.weight(alpha_B, sigma_B),
         )
+
+    def times(self, draws: Draws) -> Tensor:
+        """Timesteps (B,) with the configured density: entries of the table, or any number in (0, T] on the flow path, shifted."""
+        share_B = draws.uniform(name="timestep")
+        match self.config.density:
+            case "uniform":
+                share_B = share_B ** (1 / (1 + self.config.noisy_times))
+            case "logit_normal":
+                logit_B = torch.special.ndtri(share_B.double().clamp(1e-7, 1 - 1e-7)).float()
+                share_B = torch.sigmoid(self.config.logit_mean + self.config.logit_deviation * logit_B)
+            case "mode":
+                bend_B = torch.cos(math.pi / 2 * share_B).square() - 1 + share_B
+                share_B = 1 - share_B - self.config.mode_scale * bend_B
+            case "cosmap":
+                share_B = 1 - 1 / (torch.tan(math.pi / 2 * share_B) + 1)
+        return self.spaced(share_B)
+
+    def spaced(self, share_B: Tensor) -> Tensor:
+        """Timesteps at these shares (0 … 1) of the way to noise; on the flow path before its shift."""
+        if self.path.kind == "flow":
+            factor = self.config.shift or self.shift
+            shifted_B = factor * share_B / (1 + (factor - 1) * share_B)
+            return shifted_B.clamp(min=1e-5) * len(self.path)
+        return (share_B * len(self.path)).long().clamp_(min=0, max=len(self.path) - 1)
 
     def weight(self, alpha_B: Tensor, sigma_B: Tensor) -> Tensor:
         """Each time's weight on the squared error of the network's output, (B,).
@@ -78,18 +134,18 @@ class Objective:
         return (alpha_B / sigma_B).square().clamp(max=self.config.min_snr_gamma) * slope_B.square()
 
     def loss(self, noised: Noised, out_BCHW: Tensor) -> Tensor:
-        """The weighted mean square of output − target, a scalar, in float32."""
-        error_B = (out_BCHW.float() - noised.target_BCHW.float()).square().flatten(1).mean(1)
-        return (noised.weight_B * error_B).mean()
+        """The weighted mean of the squared (or Huber) errors of the network's output, a scalar, in float32."""
+        return (noised.weight_B * self.errors(noised, out_BCHW)).mean()
 
+    def errors(self, noised: Noised, out_BCHW: Tensor) -> Tensor:
+        """Each picture's mean error (B,), unweighted: e², or c·2·(√(e² + c²) − c), which is e² for small e and grows as 2·c·|e|.
 
-def drop_captions(text_BLD: Tensor, empty_LD: Tensor, probability: float, draws: Draws) -> Tensor:
-    """The text with each picture's caption replaced by the empty prompt's embedding with `probability`, drawn anew at every step.
-
-    Source: Ho and Salimans, Classifier-Free Diffusion Guidance, 2022, algorithm 1.
-    """
-    dropped_B = draws.uniform(name="caption_dropout") < probability
-    return torch.where(dropped_B[:, None, None], empty_LD.to(text_BLD), text_BLD)
+        Source of the second: Khrapov et al., Improving Diffusion Models's Data-Corruption Resistance, 2024.
+        """
+        square_BCHW = (out_BCHW.float() - noised.target_BCHW.float()).square()
+        if c := self.config.huber:
+            square_BCHW = 2 * c * ((square_BCHW + c * c).sqrt() - c)
+        return square_BCHW.flatten(1).mean(1)
 
 
 def sample_moments(moments_B2CHW: Tensor, draws: Draws, scaling_factor: float, shift_factor: float = 0.0) -> Tensor:

@@ -1,7 +1,8 @@
-"""AdamW, its learning rate as a function of the optimiser step, its state as named tensors, and the average of the weights."""
+"""The optimiser, its learning rate as a function of the step, its state as named tensors, and the average of the weights."""
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch import Tensor, nn
 from core.errors import BadRequest, Mismatch
 from training.config import TrainConfig
 
-STATE = ("exp_avg", "exp_avg_sq", "step")
+# What each remembers of a parameter; others bring their own.
+PARTS = {"adamw": {"exp_avg", "exp_avg_sq", "step"}, "lion": {"exp_avg"}, "adafactor": {"step", "row_var", "col_var", "variance"}}
+GROUP_STATE = ("d", "d0", "d_max", "d_numerator", "k")  # Prodigy's estimate of the rate
 FUSED = ("cpu", "cuda", "mps", "xpu")
 
 
@@ -25,7 +28,7 @@ def rate(config: TrainConfig, step: int) -> float:
 
 
 class Optimiser:
-    """AdamW over named parameters, stepped with the schedule's rate."""
+    """The configured optimiser over named parameters, stepped with the schedule's rate."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: TrainConfig) -> None:
         """Raises BadRequest if a key of `learning_rate_factors` fits no parameter."""
@@ -39,41 +42,108 @@ class Optimiser:
         for name, parameter in self.parameters.items():
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
             groups.setdefault((self._factor(name), decay), []).append(parameter)
-        self.adamw = torch.optim.AdamW(
-            [{"params": list(group), "weight_decay": decay, "factor": factor} for (factor, decay), group in groups.items()],
-            lr=config.learning_rate,
-            betas=config.betas,
-            fused=all(parameter.device.type in FUSED for parameter in self.parameters.values()),
+        self.inner = _made(
+            [{"params": list(group), "weight_decay": decay, "factor": factor} for (factor, decay), group in groups.items()], config
         )
 
     def step(self, step: int) -> None:
         """Moves the weights along their gradients and forgets the gradients."""
-        for group in self.adamw.param_groups:
+        for group in self.inner.param_groups:
             group["lr"] = rate(self.config, step) * group["factor"]
-        self.adamw.step()
-        self.adamw.zero_grad(set_to_none=True)
+        self.inner.step()
+        self.inner.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
-        """The moments and step counts as `<parameter>/<moment>` tensors."""
-        states = self.adamw.state
-        return {f"{name}/{part}": states[p][part] for name, p in self.parameters.items() if p in states for part in STATE}
+        """What the optimiser remembers, as `<parameter>/<part>` tensors; of groups as `<first parameter>//<part>`."""
+        states, out = self.inner.state, dict[str, Tensor]()
+        for name, parameter in self.parameters.items():
+            out |= {f"{name}/{part}": torch.as_tensor(value) for part, value in states.get(parameter, {}).items() if _kept(value)}
+        for name, group in self._grouped():
+            out |= {f"{name}//{part}": torch.tensor(group[part], dtype=torch.float64) for part in GROUP_STATE if part in group}
+        return out
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Puts a saved state back. Raises Mismatch if it is of other parameters."""
-        known = {f"{name}/{part}" for name in self.parameters for part in STATE}
-        if strangers := sorted(set(tensors) - known):
+        """Puts a saved state back. Raises Mismatch if it is of other parameters or another optimiser."""
+        if strangers := sorted(name for name in tensors if name.partition("/")[0] not in self.parameters):
             raise Mismatch(
                 f"the checkpoint's optimiser has a state for {strangers[0]!r}, which this task does not train: use another `out`"
             )
-        for name, parameter in self.parameters.items():
-            if f"{name}/step" in tensors:
-                state = {part: tensors[f"{name}/{part}"] for part in STATE}
-                # torch keeps the step count of fused AdamW beside the parameter, and moments in its dtype
-                self.adamw.state[parameter] = {part: value.to(parameter.device, copy=True) for part, value in state.items()}
+        usual = PARTS.get(self.config.optimiser)
+        if usual and (others := sorted({name.partition("/")[2] for name in tensors} - usual)):
+            raise Mismatch(f"the checkpoint is of another optimiser than {self.config.optimiser} (it has {others[0]!r}): use another `out`")
+        found: dict[str, dict[str, Tensor]] = {}
+        for key, value in tensors.items():
+            name, _, part = key.partition("/")
+            if not part.startswith("/"):
+                found.setdefault(name, {})[part] = value
+        for name, state in found.items():
+            parameter = self.parameters[name]
+            # torch keeps the step count of fused AdamW beside the parameter, and moments in its dtype
+            self.inner.state[parameter] = {part: value.to(parameter.device, copy=True) for part, value in state.items()}
+        for name, group in self._grouped():
+            group.update({part: tensors[f"{name}//{part}"].item() for part in GROUP_STATE if f"{name}//{part}" in tensors})
+
+    def _grouped(self) -> list[tuple[str, dict[str, Any]]]:
+        """Every group with the name of its first parameter."""
+        names = {id(parameter): name for name, parameter in self.parameters.items()}
+        return [(names[id(group["params"][0])], group) for group in self.inner.param_groups]
 
     def _factor(self, name: str) -> float:
         fitting = [prefix for prefix in self.config.learning_rate_factors if name.startswith(prefix)]
         return self.config.learning_rate_factors[max(fitting, key=len)] if fitting else 1.0
+
+
+def _made(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
+    """Raises BadRequest if the optimiser's library is not installed."""
+    rate, betas = config.learning_rate, config.betas
+    parameters = [parameter for group in groups for parameter in group["params"]]
+    try:
+        match config.optimiser:
+            case "lion":
+                return Lion(groups, rate, betas)
+            case "adafactor":
+                return torch.optim.Adafactor(groups, lr=rate)
+            case "adamw8bit":
+                import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
+
+                eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate, betas=betas)
+                return eight
+            case "prodigy":
+                import prodigyopt  # type: ignore[import-not-found,unused-ignore]
+
+                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(groups, lr=rate, betas=betas, safeguard_warmup=True)
+                return prodigy
+    except ImportError as error:
+        raise BadRequest(f"optimiser {config.optimiser} needs {error.name}, which is not installed: pip install {error.name}") from None
+    fused = all(parameter.device.type in FUSED for parameter in parameters)
+    return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused)
+
+
+def _kept(value: object) -> bool:
+    return isinstance(value, Tensor | int | float)
+
+
+class Lion(torch.optim.Optimizer):
+    """Steps of one size, in the direction that gradient and momentum agree on; half of AdamW's memory.
+
+    Source: Chen et al., Symbolic Discovery of Optimization Algorithms, 2023, algorithm 2.
+    """
+
+    def __init__(self, parameters: Any, lr: float, betas: tuple[float, float]) -> None:
+        super().__init__(parameters, {"lr": lr, "betas": betas, "weight_decay": 0.0})
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        """θ ← θ − η·(sign(β1·m + (1 − β1)·g) + λ·θ), then m ← β2·m + (1 − β2)·g."""
+        for group in self.param_groups:
+            first, second = group["betas"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                momentum = self.state[parameter].setdefault("exp_avg", torch.zeros_like(parameter))
+                direction = torch.lerp(parameter.grad, momentum, first).sign_()
+                parameter.mul_(1 - group["lr"] * group["weight_decay"]).add_(direction, alpha=-group["lr"])
+                momentum.lerp_(parameter.grad, 1 - second)
 
 
 class Average:

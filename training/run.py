@@ -1,30 +1,35 @@
 """`limn train CONFIG [key=value …]`: from a YAML file to a ControlNet folder."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
-from diffusers import ControlNetModel
 from pydantic import Field, ValidationError
-from torch import Tensor
 
-from core.errors import BadModel, BadRequest
+from core.errors import BadRequest
 from core.files import publish
 from core.request import Frozen, explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, resolve
-from pipelines.families.sd import StableDiffusion
-from pipelines.family import Place
+from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
+from renderer import Renderer
 from training import encode
 from training.config import TrainConfig
-from training.controlnet import HINT_CHANNELS, ControlNetTask, new_controlnet
-from training.data import DataConfig, Loader, read_pairs
+from training.controlnet import HINT_CHANNELS, ControlNetTask
+from training.data import DataConfig, Loader, Pair, read_pairs
+from training.export import Precision, write_folder, write_single_file
+from training.monitor import Monitor, MonitorConfig
 from training.objectives import Objective, ObjectiveConfig
+from training.steering import steering
+from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
+
+HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
 class ControlNetConfig(Frozen):
@@ -32,13 +37,19 @@ class ControlNetConfig(Frozen):
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
     init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder")
+    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    blocks: tuple[int, ...] = Field((), max_length=2, description="blocks that are copied: joint ones (SD3), double and single ones (FLUX)")
     data: DataConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
+    condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
+    guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
+    gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
     cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
-    weights: Literal["fp32", "fp16"] = Field("fp32", description="precision of the finished folder")
+    weights: Precision = Field("fp32", description="precision of what is written in the end")
+    single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     train: TrainConfig
 
 
@@ -86,68 +97,93 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
         Cancelled: as `trainer.train`.
     """
     state = PartialState(cpu=config.train.device == "cpu")
-    task = build_task(config, state)
+    engine = Engine(Place(state.device, torch.float32))
+    task = build_task(config, state, engine)
     if state.is_main_process:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         publish(config.train.out / "config.yaml", text.encode())
-    return train(task, config.train, on_step)
+    monitor = Monitor(task, config.monitor, config.train.out, Renderer(engine, config.base))
+
+    def after(run: Run) -> None:
+        monitor(run)
+        if on_step:
+            on_step(run)
+
+    return train(task, config.train, after)
 
 
-def build_task(config: ControlNetConfig, state: PartialState) -> ControlNetTask:
+def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | None = None) -> ControlNetTask:
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
     pairs = read_pairs(config.data)
     folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
-    with state.main_process_first():
-        sizes = encode.sizes_of(config.data, pairs, folder / "contents.json")
-    loader = Loader(config.data, sizes)
+    loader = Loader(config.data, encode.sizes_of(config.data, pairs, folder / "contents.json"))
     loader.check(pairs)
-    base = _base(config.base, Place(state.device, torch.float32))
-    parts = {part: encode.hashes(base.checkpoint.path / part) for part in ("text_encoder", "tokenizer", "vae")}
-    texts = encode.texts(
-        folder,
-        [pair.caption for pair in pairs],
-        lambda captions: _text_rows(base, captions),
-        {"encoder": parts["text_encoder"], "tokenizer": parts["tokenizer"]},
-    )
-    moments = encode.moments(folder, pairs, loader, base.vae, {"encoder": parts["vae"]}, config.cache_batch)
-    conditions = encode.conditions(folder, pairs, loader) if config.data.extract else None
+    base = (engine or Engine(Place(state.device, torch.float32))).base(resolve(config.base))
+    control = steering(base, config.hint_channels, config.blocks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
-        net = new_controlnet(base.unet, base.cell_px, config.hint_channels) if config.init is None else load_controlnet(base, config.init)
+        net = control.new() if config.init is None else load_controlnet(base, config.init, control.kind)
+    if config.gradient_checkpointing:
+        net.enable_gradient_checkpointing()
+    drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
+    vae: Any = base.vae
+    encoders = [part for part in base.checkpoint.classes if part.startswith(("text_encoder", "tokenizer")) and base.checkpoint.has(part)]
+    parts = {part: encode.files_of(base, part) for part in (*encoders, "vae")}
+    text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
+    texts = cached_texts(folder, [pair.caption for pair in pairs], base, drawing, text_parts)
+    if base.name == "sdxl":
+        texts.told = SizesTold(encode.originals(pairs, folder / "contents.json"), pairs, loader)
+    conditions = None
+    if control.reads_latents:
+        conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"]})
+    elif config.data.extract:
+        conditions = encode.conditions(folder, pairs, loader)
+    name = f"controlnet-{config.data.condition}"
     return ControlNetTask(
         net=net,
-        unet=base.unet,
-        objective=Objective(base.path, base.parameterisation, config.objective),
+        base=base,
+        steering=control,
+        objective=Objective(base.path, base.parameterisation, config.objective, base.shift(config.data.width, config.data.height).factor),
         pairs=pairs,
         loader=loader,
-        moments=moments,
+        moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, config.cache_batch),
         texts=texts,
+        scaling_factor=float(vae.config.scaling_factor),
+        shift_factor=float(vae.config.get("shift_factor") or 0.0),
         conditions=conditions,
-        empty_LD=_text_rows(base, [""])[0],
-        scaling_factor=float(base.vae.config.scaling_factor),
         caption_dropout=config.caption_dropout,
-        half=config.weights == "fp16",
-        name=f"controlnet-{config.data.condition}",
+        condition_dropout=config.condition_dropout,
+        write=Exporter(name, config),
+        held_out=(measured := held_out(pairs, config.monitor.samples)),
+        holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
+        name=name,
     )
 
 
-def load_controlnet(base: StableDiffusion, folder: Path) -> ControlNetModel:
+def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
+    """Positions of `count` pairs that are measured, spread evenly; none is mirrored."""
+    plain = [position for position, pair in enumerate(pairs) if not pair.mirrored]
+    return [plain[number * len(plain) // count] for number in range(count)] if len(plain) > count else plain
+
+
+def load_controlnet(base: Family, folder: Path, kind: Any) -> Any:
     """A finished ControlNet to train further.
 
     Raises:
         BadModel, Mismatch: it is none, is damaged, or was made for another base.
     """
     base.check_control(open_checkpoint(folder))
-    net: ControlNetModel = load_part(ControlNetModel, folder, base.place).requires_grad_(True)
-    return net
+    return load_part(kind, folder, base.place).requires_grad_(True)
 
 
-def _base(name: str, place: Place) -> StableDiffusion:
-    base = Engine(place).base(resolve(name))
-    if not isinstance(base, StableDiffusion):
-        raise BadModel(f"base {name!r} is of family {base.name!r}; ControlNets are trained for Stable Diffusion 1.x and 2.x")
-    return base
+@dataclass
+class Exporter:
+    """Writes a finished ControlNet: its folder, and in it the single file."""
 
+    name: str
+    config: ControlNetConfig
 
-def _text_rows(base: StableDiffusion, captions: Sequence[str]) -> Tensor:
-    return torch.cat([base.encode_prompt(caption).tokens_BLD for caption in captions]).clone()
+    def __call__(self, folder: Path, net: Any) -> None:
+        write_folder(folder, net, self.config.weights)
+        if self.config.single_file:
+            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)

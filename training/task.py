@@ -58,7 +58,11 @@ class WithBuckets(Protocol):
 
 @dataclass
 class Run:
-    """A run between two steps, as callbacks see it."""
+    """A run between two steps, as callbacks see it.
+
+    metrics: the last that were logged; fresh: they were logged at this step. noted: what a callback wants to be logged from now on.
+    say: prints a line that is always seen.
+    """
 
     step: int
     task: Task
@@ -66,6 +70,9 @@ class Run:
     average: Average
     main: bool
     metrics: dict[str, float] = field(default_factory=dict)
+    noted: dict[str, float] = field(default_factory=dict)
+    fresh: bool = False
+    say: Callable[[str], None] = print
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
         """The averaged weights, a full state dict per module, on the CPU."""

@@ -85,6 +85,7 @@ class _Trainer:
         start, consumed, notes = self._resume()
         run = Run(start, self.task, config, self.average, main)
         with Reporter(config.out, self.task.name, start, config.steps, quiet=not main) as reporter, _stop_signals() as stop:
+            run.say = reporter.say
             for note in notes:
                 reporter.say(f"{self.task.name}: {note}")
             batches = self._batches(start, consumed)
@@ -97,8 +98,9 @@ class _Trainer:
                 self.average.update(step)
                 run.step = done = step + 1
                 reporter.step(done)
-                if done % config.log_every == 0 or done == config.steps:
-                    run.metrics = self._means(meter, done - logged) | {"lr": rate(config, step)}
+                run.fresh = done % config.log_every == 0 or done == config.steps
+                if run.fresh:
+                    run.metrics = self._means(meter, done - logged) | {"lr": rate(config, step)} | self._memory() | run.noted
                     reporter.record(done, run.metrics, (done - logged) * config.batch_size)
                     meter, logged = {}, done
                 if on_step:
@@ -165,6 +167,11 @@ class _Trainer:
         values = torch.stack(list(meter.values())) / steps
         values = self.accelerator.reduce(values, "mean")
         return dict(zip(meter, values.tolist(), strict=True))
+
+    def _memory(self) -> dict[str, float]:
+        """The accelerator's peak so far, in GiB."""
+        device = self.accelerator.device
+        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
 
     def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
         """What any process wants, all do: a signal and a clock do not reach them at the same step."""

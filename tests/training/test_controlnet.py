@@ -73,12 +73,12 @@ def test_training_feeds_what_rendering_feeds(base: Path, dataset: Path, tmp_path
     for row, index in enumerate((3, 8)):
         unit = ControlUnit(kind="canny", image=dataset / "canny" / f"{index}.png", ready=True, resize="crop")
         assert torch.equal(batch["condition"][row], condition_to_tensor(load_map(unit, 64, 64).map_HWC))
-        assert torch.equal(batch["text"][row], model.encode_prompt(CAPTIONS[index % 4]).tokens_BLD[0])
+        assert torch.equal(batch["tokens_BLD"][row], model.encode_prompt(CAPTIONS[index % 4]).tokens_BLD[0])
         picture_HWC = task.loader.picture(task.pairs[index])
         mean = batch["moments"][row, :4] * task.scaling_factor
         # encoded in a batch there, alone here: rounding of convolutions, some ulps of values near 1
         torch.testing.assert_close(mean, model.encode_image(picture_HWC)[0], rtol=0, atol=1e-5)
-    assert torch.equal(task.empty_LD, model.encode_prompt("").tokens_BLD[0])
+    assert torch.equal(task.texts.empty.tokens_BLD[0], model.encode_prompt("").tokens_BLD[0])
     assert batch["condition"].dtype == torch.float32
     assert set(batch["condition"].unique().tolist()) == {0.0, 1.0}
 
@@ -96,7 +96,7 @@ def test_the_loss_starts_at_the_bases_own(base: Path, dataset: Path, tmp_path: P
     alpha, sigma = task.objective.path.alpha_sigma(t)
     x = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * noise
     with torch.no_grad():
-        wanted = (unet(x, t, task.batch([0, 1, 2])["text"]).sample - noise).square().mean()
+        wanted = (unet(x, t, task.batch([0, 1, 2])["tokens_BLD"]).sample - noise).square().mean()
     assert float(loss.detach()) == pytest.approx(float(wanted), rel=1e-6)
 
 
@@ -166,7 +166,7 @@ def test_mirrored_pairs_are_mirrored_in_all_they_have(base: Path, dataset: Path,
     assert len(task) == 20
     plain, mirrored = task.batch([2]), task.batch([12])
     assert torch.equal(mirrored["condition"], plain["condition"].flip(-1))
-    assert torch.equal(mirrored["text"], plain["text"])
+    assert torch.equal(mirrored["tokens_BLD"], plain["tokens_BLD"])
     vae = AutoencoderKL.from_pretrained(base / "vae")
     pixels = condition_to_tensor(task.loader.picture(task.pairs[2]))[None] * 2 - 1
     with torch.no_grad():

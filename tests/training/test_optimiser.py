@@ -1,13 +1,18 @@
-"""Learning rates by their closed forms."""
+"""Learning rates and optimisers by their closed forms."""
 
 import math
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+from core.errors import BadRequest, Mismatch
+from tests.training.toytask import ToyTask, weights
 from training.config import TrainConfig
-from training.optimiser import rate
+from training.optimiser import Optimiser, rate
+from training.trainer import train
 
 
 def config(**changes: Any) -> TrainConfig:
@@ -33,3 +38,54 @@ def test_after_the_warmup_it_follows_its_schedule() -> None:
 def test_a_warmup_that_leaves_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="warmup 110 leaves nothing of 110 steps"):
         config(warmup=110, schedule="cosine")
+
+
+def test_lion_is_its_formula() -> None:
+    weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
+    optimiser = Optimiser({"w": weight}, config(optimiser="lion", warmup=0, betas=(0.9, 0.99), weight_decay=0.1, learning_rate=0.1))
+    theta, momentum = weight.detach().clone(), torch.zeros(1, 2)
+    for step, gradient in enumerate(([[1.0, 0.5]], [[-8.0, 0.5]], [[0.0, 3.0]])):
+        g = torch.tensor(gradient)
+        theta = theta - 0.1 * ((0.9 * momentum + 0.1 * g).sign() + 0.1 * theta)
+        momentum = 0.99 * momentum + 0.01 * g
+        weight.grad = g.clone()
+        optimiser.step(step)
+        torch.testing.assert_close(weight.detach(), theta, rtol=0, atol=1e-6)  # the same sums in fp32, in another order
+
+
+@pytest.mark.parametrize("name", ["adamw8bit", "adafactor", "lion", "prodigy"])
+def test_every_optimiser_learns_and_goes_on_exactly(name: str, tmp_path: Path) -> None:
+    if library := {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}.get(name):
+        pytest.importorskip(library)
+    rates = {"adafactor": 0.05, "lion": 0.003, "prodigy": 1.0}
+    settings: dict[str, Any] = {
+        "steps": 60, "batch_size": 4, "optimiser": name, "learning_rate": rates.get(name, 0.01), "ema_decay": 0.0, "device": "cpu",
+        "checkpoint_every": 20, "log_every": 10,
+    }  # fmt: skip
+    losses: list[float] = []
+    train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "whole", **settings), lambda run: losses.append(run.metrics.get("loss", 0.0)))
+    assert losses[-1] < 0.9 * losses[9]
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(run: Any) -> None:
+        if run.step == 33:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "cut", **settings), cut)
+    train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "cut", resume="must", **settings))
+    for part, tensor in weights(tmp_path / "whole").items():
+        assert torch.equal(weights(tmp_path / "cut")[part], tensor), part
+    if name == "lion":
+        with pytest.raises(Mismatch, match="another optimiser than adafactor"):
+            train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "cut", **(settings | {"optimiser": "adafactor", "steps": 70})))
+
+
+def test_an_optimiser_that_is_not_installed_is_named() -> None:
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError:
+        with pytest.raises(BadRequest, match="needs bitsandbytes, which is not installed: pip install bitsandbytes"):
+            Optimiser({"w": nn.Parameter(torch.ones(2))}, config(optimiser="adamw8bit"))

@@ -10,7 +10,8 @@ from torch import Tensor
 from core.errors import BadRequest, Mismatch
 from pipelines.families.sd import LoadedControlNet
 from pipelines.family import Place
-from training.controlnet import check_silent, new_controlnet, zero_convolutions
+from training.controlnet import new_controlnet
+from training.steering import check_silent, zero_layers
 
 HINT = (4, 4, 8, 8)
 COPIED = ("conv_in", "time_embedding", "down_blocks", "mid_block")
@@ -34,7 +35,7 @@ def inputs() -> dict[str, Tensor]:
 
 def test_every_zero_convolution_is_zero_and_the_copy_is_exact(unet: UNet2DConditionModel) -> None:
     net = new_controlnet(unet, hint_channels=HINT)
-    convolutions = zero_convolutions(net)
+    convolutions = zero_layers(net)
     # one after the first convolution, each layer and each downsampler; the middle; the hint's last
     skips = 1 + 2 * 1 + 1
     assert len(convolutions) == skips + 2
@@ -96,11 +97,5 @@ def test_the_renderer_hears_nothing_of_a_new_controlnet(unet: UNet2DConditionMod
 
 
 def test_a_hint_encoder_of_another_depth_is_refused(unet: UNet2DConditionModel) -> None:
-    with pytest.raises(BadRequest, match="shrink a condition 4 times, but a latent cell is 8 pixels wide: give 4 widths"):
+    with pytest.raises(BadRequest, match="need 4 widths for latent cells of 8 pixels"):
         new_controlnet(unet, hint_channels=(4, 4, 8))
-
-
-def test_condition_channels_and_widths_are_settings(unet: UNet2DConditionModel) -> None:
-    net = new_controlnet(unet, hint_channels=HINT, condition_channels=5)
-    assert net.controlnet_cond_embedding.conv_in.weight.shape == (4, 5, 3, 3)
-    assert net.config.conditioning_embedding_out_channels == HINT

@@ -1,0 +1,102 @@
+"""What is written is what was trained: under diffusers' names, under the original ones, and in the picture."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import ControlNetModel
+from safetensors.torch import load_file, save_file
+
+from core.errors import BadModel
+from core.request import ControlUnit, RenderRequest
+from pipelines.engine import Engine, open_checkpoint
+from pipelines.family import Place
+from renderer import Renderer
+from tests import tinymodels, tinymodels_flux, tinymodels_sd3, tinymodels_sdxl
+from tests.training.test_families import speaking
+from training.export import _compare, write_folder, write_single_file
+from training.steering import steering
+
+BASES: dict[str, Callable[[Path], Path]] = {
+    "sd": tinymodels.build_base,
+    "sdxl": tinymodels_sdxl.build_base,
+    "sd3": tinymodels_sd3.build_base,
+    "flux": tinymodels_flux.build_base,
+}
+PLACE = Place(torch.device("cpu"), torch.float32)
+
+
+@pytest.fixture(scope="module", params=BASES)
+def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Any]:
+    """A family, its base, and a ControlNet for it that speaks."""
+    home = tmp_path_factory.mktemp("export")
+    base = BASES[request.param](home / "base")
+    return request.param, home, speaking(steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new())
+
+
+def test_the_single_file_holds_the_network_under_the_names_that_others_read(made: tuple[str, Path, Any]) -> None:
+    family, home, net = made
+    path = home / "net.safetensors"
+    write_single_file(path, net)
+    names = set(load_file(path))
+    first = {
+        "sd": "control_model.zero_convs.0.0.weight",
+        "sdxl": "controlnet_cond_embedding.conv_in.weight",  # what ComfyUI and A1111 know SDXL's by
+        "sd3": "pos_embed_input.proj.weight",
+        "flux": "controlnet_x_embedder.weight",
+    }[family]
+    assert first in names
+    assert family != "sd" or all(name.startswith("control_model.") for name in names)
+    read = open_checkpoint(path).network(type(net), "", PLACE)
+    assert read.state_dict().keys() == net.state_dict().keys()
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name
+
+
+def test_the_original_layout_is_what_diffusers_converts(tmp_path: Path) -> None:
+    base = tinymodels.build_base(tmp_path / "base")
+    net = speaking(steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new()).eval()
+    write_folder(tmp_path / "net", net)
+    write_single_file(tmp_path / "net.safetensors", net, "fp16")
+    # the library reads SD 1.5's four blocks of two layers by default: the config says what these are
+    read = ControlNetModel.from_single_file(str(tmp_path / "net.safetensors"), config=str(tmp_path / "net"), local_files_only=True)
+    for name, tensor in net.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor.half().float()), name
+
+
+def test_folder_and_file_draw_the_same_picture(tmp_path: Path) -> None:
+    base = tinymodels.build_base(tmp_path / "base")
+    net = speaking(steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new())
+    write_folder(tmp_path / "net", net)
+    write_single_file(tmp_path / "net.safetensors", net)
+    tinymodels.build_pictures(tmp_path)
+    renderer = Renderer(Engine(PLACE), str(base))
+    drawn = []
+    for model in ("net", "net.safetensors"):
+        unit = ControlUnit(kind="depth", image=tmp_path / "depth.png", ready=True, model=str(tmp_path / model))
+        request = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2, controls=(unit,))
+        drawn.append(np.asarray(renderer.render(request)[0].image))
+    assert np.array_equal(*drawn)
+    plain = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2)
+    assert not np.array_equal(drawn[0], np.asarray(renderer.render(plain)[0].image))
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
+def test_precisions(tmp_path: Path, precision: Any, dtype: torch.dtype) -> None:
+    base = tinymodels.build_base(tmp_path / "base")
+    net = steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new()
+    write_folder(tmp_path / "net", net, precision)
+    stored = load_file(tmp_path / "net" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {dtype}
+
+
+def test_what_was_written_wrongly_is_noticed(tmp_path: Path) -> None:
+    tensors = {"a": torch.ones(3), "b": torch.zeros(2)}
+    save_file(tensors, tmp_path / "x.safetensors")
+    _compare(tensors, load_file(tmp_path / "x.safetensors"), tmp_path)
+    for wrong in ({"a": torch.ones(3)}, {"a": torch.ones(3), "b": torch.tensor([0.0, 1e-7])}):
+        with pytest.raises(BadModel, match="1 tensors, the first is b"):
+            _compare(tensors, wrong, tmp_path)

@@ -1,0 +1,100 @@
+"""The monitor sees a ControlNet that is heard, says so once, keeps the right weights, and changes nothing of the training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from accelerate import PartialState
+from diffusers import ControlNetModel
+from safetensors.torch import load_file
+
+from core.images import decode
+from pipelines.engine import Engine
+from pipelines.family import Place
+from renderer import Renderer
+from tests.training.test_controlnet import config, dataset  # noqa: F401  # the fixture
+from tests.training.test_families import speaking
+from training import checkpoint as checkpoints
+from training.monitor import Measured, Monitor, measure
+from training.optimiser import Average
+from training.run import build_task, held_out, train_controlnet
+from training.task import Run
+
+
+@pytest.fixture
+def settings(base: Path, dataset: Path, tmp_path: Path) -> Any:  # noqa: F811
+    return lambda **monitor: config(base, dataset, tmp_path / "run", monitor={"samples": 4, "tensorboard": False, **monitor})
+
+
+def test_a_silent_net_has_no_gap_and_one_that_speaks_has(settings: Any) -> None:
+    task = build_task(settings(), PartialState(cpu=True))
+    silent = measure(task)
+    assert (silent.gap, silent.error, silent.gap_shuffled) == (0.0, 0.0, 0.0)
+    assert not silent.certain
+    assert set(silent.residuals.values()) == {0.0}
+    speaking(task.net)
+    loud = measure(task)
+    assert loud.gap < -3 * loud.error  # random words harm
+    assert len(loud.bins) == 4
+    assert np.mean(loud.bins) == pytest.approx(loud.gap, rel=1e-5)
+    assert len(loud.residuals) == 5  # four skips and the middle
+    assert all(value > 0 for value in loud.residuals.values())
+    assert vars(measure(task)) == vars(loud)
+
+
+def test_training_is_the_same_with_the_monitor(base: Path, dataset: Path, tmp_path: Path) -> None:  # noqa: F811
+    for name, every in (("with", 1), ("without", 0)):
+        train_controlnet(config(base, dataset, tmp_path / name, monitor={"every": every, "samples": 4, "tensorboard": every == 1}))
+    one, other = (checkpoints.load(tmp_path / name / "checkpoints", 4).model for name in ("with", "without"))
+    assert all(torch.equal(one[name], other[name]) for name in other)
+    rows = [json.loads(line) for line in (tmp_path / "with" / "monitor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert not (tmp_path / "without" / "monitor.jsonl").exists()
+    log = [json.loads(line) for line in (tmp_path / "with" / "log.jsonl").read_text().splitlines()]
+    assert log[-1]["gap"] == pytest.approx(rows[-2]["gap"], rel=1e-4)  # the last that was known when the line was written
+    assert list((tmp_path / "with" / "tensorboard").iterdir())
+
+
+def test_samples_are_drawn_scored_and_the_best_kept(settings: Any, tmp_path: Path) -> None:
+    train_controlnet(settings(every=2, fidelity_every=2, steps=2))
+    rows = [json.loads(line) for line in (tmp_path / "run" / "monitor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(0 <= row["fidelity"] <= 1 for row in rows)
+    sheets = sorted((tmp_path / "run" / "grids").iterdir())
+    assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
+    assert decode(sheets[0]).shape[1] > 3 * 192
+    best = load_file(tmp_path / "run" / "best_fidelity" / "diffusion_pytorch_model.safetensors")
+    assert best.keys() == ControlNetModel.from_pretrained(tmp_path / "run" / "weights").state_dict().keys()
+    assert not list((tmp_path / "run" / "monitor").glob("step-*"))  # nets that were drawn with do not stay
+
+
+def test_convergence_is_said_once_and_its_weights_kept(settings: Any, tmp_path: Path) -> None:
+    given = settings(every=1)
+    task = build_task(given, PartialState(cpu=True))
+    engine = Engine(Place(torch.device("cpu"), torch.float32))
+    monitor = Monitor(task, given.monitor, tmp_path / "run", Renderer(engine, given.base))
+    said: list[str] = []
+    run = Run(0, task, given.train, Average(dict(task.net.named_parameters()), 0.0), main=True, say=said.append)
+    for step, gap in enumerate((0.0001, 0.0002, 0.0001, 0.02, 0.03, 0.2)):
+        run.step = step
+        found = Measured(step, gap, 0.001, 0.0)
+        monitor._note(run, found)
+        monitor.history.append(found)
+        assert (tmp_path / "run" / "first_converged").exists() == (step >= 3)
+    assert [line.split(": ")[1].partition(" at step")[0] for line in said] == ["sudden convergence", "the condition is heard"]
+
+
+def test_samples_are_held_out_of_large_sets_only(base: Path, dataset: Path, tmp_path: Path) -> None:  # noqa: F811
+    small = build_task(config(base, dataset, tmp_path, monitor={"samples": 4}), PartialState(cpu=True))
+    assert (len(small), len(small.held_out)) == (10, 4)
+    both_ways = build_task(config(base, dataset, tmp_path, data={"flip": True}, monitor={"samples": 2}), PartialState(cpu=True))
+    assert both_ways.held_out == [0, 5]
+    assert len(both_ways) == 20  # 2 in 20 are a tenth
+    both_ways.holds_out = True
+    both_ways.__post_init__()
+    assert len(both_ways) == 16  # neither half of a held-out pair is learned from
+    assert not {both_ways.pairs[i].picture for i in both_ways.chosen} & {both_ways.pairs[i].picture for i in both_ways.held_out}
+    assert held_out(small.pairs, 3) == [0, 3, 6]

@@ -1,0 +1,69 @@
+"""The held-out samples drawn with the weights of the moment, by the renderer itself: scores, and a sheet of control, picture and truth."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.files import publish
+from core.images import encode_png
+from core.request import ControlUnit, RenderRequest
+from core.sheet import contact_sheet
+from renderer import Renderer
+from training.controlnet import ControlNetTask
+from training.export import write_folder
+from training.task import Run
+
+
+class Gallery:
+    """Draws the held-out samples with a renderer that shares the base with the training."""
+
+    def __init__(self, task: ControlNetTask, renderer: Renderer, steps: int, guidance_scale: float | None, out: Path) -> None:
+        self.task, self.renderer, self.steps, self.guidance_scale, self.out = task, renderer, steps, guidance_scale, out
+
+    def draw(self, run: Run) -> float | None:
+        """The mean fidelity of the samples, drawn at scale 1 with fixed seeds; None where the kind of control cannot be measured.
+
+        The sheet is `<out>/grids/step-<step>.png`.
+        """
+        task, home = self.task, self.out / "monitor"
+        net = home / f"step-{run.step:08d}"
+        home.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(net, ignore_errors=True)
+        net.mkdir()
+        strips, captions, scores = [], [], []
+        try:
+            write_folder(net, task.finished(run.weights()))
+            for number, position in enumerate(task.held_out):
+                pair = task.pairs[position]
+                map_HWC, truth_HWC = task.loader.condition(pair), task.loader.picture(pair)
+                path = home / f"map-{number}.png"
+                publish(path, encode_png(map_HWC))
+                (picture,) = self.renderer.render(self._request(path, pair.caption, map_HWC.shape, str(net)))
+                score = picture.fidelity[0] if task.loader.control else None
+                if score is not None:
+                    scores.append(score.value)
+                strips.append([map_HWC, np.asarray(picture.image), truth_HWC])
+                captions.append(f"{pair.caption}\n{f'{score.metric} {score.value:.2f}' if score else 'not measured'}")
+        finally:
+            shutil.rmtree(net, ignore_errors=True)
+        title = f"{task.name}, step {run.step}: control, picture, truth"
+        sheet = contact_sheet(strips, captions, columns=2, cell_px=192, title=title)
+        publish(self.out / "grids" / f"step-{run.step:08d}.png", encode_png(sheet))
+        return float(np.mean(scores)) if scores else None
+
+    def _request(self, path: Path, caption: str, shape: tuple[int, ...], net: str) -> RenderRequest:
+        kind = self.task.loader.control.name if self.task.loader.control else "scribble"  # any kind that takes a finished map
+        values: dict[str, Any] = {"guidance_scale": self.guidance_scale} if self.guidance_scale is not None else {}
+        unit = ControlUnit(kind=kind, image=path, ready=True, model=net)
+        return RenderRequest(
+            prompt=caption,
+            model=self.renderer.model,
+            height=shape[0],
+            width=shape[1],
+            steps=self.steps,
+            seed=0,
+            controls=(unit,),
+            **values,
+        )
