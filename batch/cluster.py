@@ -72,7 +72,7 @@ class Cluster:
         options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "num_cpus": actors} if address == "local" else {}
         try:
             ray.init(address=None if address == "local" else address, ignore_reinit_error=True, logging_level="ERROR", **options)
-        except (ConnectionError, RuntimeError, ValueError, TimeoutError) as error:
+        except Exception as error:  # noqa: BLE001 (Ray raises what it finds, a bare Exception among it)
             raise BadRequest(f"Ray at {address!r} cannot be reached ({' '.join(str(error).split())[:200]}): check the address") from None
         self._listening: dict[Any, _Member] = {}
         self._members: list[_Member] = []

@@ -168,7 +168,8 @@ def main() -> None:
         seconds = finish(whole, case)
         expected = digests(whole)
         rate = case.jobs / seconds
-        began, victims, runs = time.perf_counter(), [], 0
+        victims: list[str] = []
+        began, runs = time.perf_counter(), 0
         while len(victims) < args.kills and len(done(killed)) < case.jobs:
             runs += 1
             share = (case.jobs - len(done(killed))) / (args.kills - len(victims))

@@ -1,6 +1,7 @@
 """Folders of control pictures, and products over rows."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -13,7 +14,7 @@ from core.errors import BadRequest
 from core.request import ControlUnit, RenderRequest
 
 
-def save(path: Path, width: int, height: int, **more: object) -> Path:
+def save(path: Path, width: int, height: int, **more: Any) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     PIL.Image.fromarray(np.zeros((height, width, 3), np.uint8)).save(path, **more)
     return path

@@ -26,8 +26,8 @@ from core.request import ControlUnit, RenderRequest
 from tests.batch.fake import NothingToKnow, OpenFake
 
 
-def requests(count: int, prompt: str = "p", **more: object) -> list[RenderRequest]:
-    return [RenderRequest(prompt=f"{prompt} {i}", seed=i, width=64, height=64, **more) for i in range(count)]  # type: ignore[arg-type]
+def requests(count: int, prompt: str = "p") -> list[RenderRequest]:
+    return [RenderRequest(prompt=f"{prompt} {i}", seed=i, width=64, height=64) for i in range(count)]
 
 
 def jobs_of(some: list[RenderRequest], gate: Gate | None = None) -> list[Job]:
@@ -89,8 +89,8 @@ def test_a_row_of_several_pictures_is_several_jobs_and_rows_that_repeat_are_draw
 
 
 def test_the_key_is_the_content_not_the_place(tmp_path: Path, picture: Path) -> None:
-    def key(path: Path, **more: object) -> str:
-        unit = ControlUnit(kind="canny", image=path, **more)  # type: ignore[arg-type]
+    def key(path: Path, weight: float = 1.0) -> str:
+        unit = ControlUnit(kind="canny", image=path, weight=weight)
         return jobs_of([RenderRequest(controls=(unit,))])[0].key
 
     elsewhere = tmp_path / "elsewhere.png"
@@ -217,7 +217,12 @@ def test_a_signal_finishes_what_is_begun_and_the_next_run_goes_on(tmp_path: Path
 
 def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     stop = Stop()
-    threading.Timer(0.5, lambda: (stop.ask("Ctrl-C"), stop.ask("Ctrl-C"))).start()
+
+    def ask_twice() -> None:
+        stop.ask("Ctrl-C")
+        stop.ask("Ctrl-C")
+
+    threading.Timer(0.5, ask_twice).start()
     tally = run(tmp_path, jobs_of(requests(3)), stop, open_drawer=OpenFake(1.0))
     assert tally.done < 3
     assert not list(tmp_path.glob(".limn-*"))
