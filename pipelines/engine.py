@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
@@ -18,6 +18,9 @@ from core.registry import discover
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.family import Family, Place
 from pipelines.loading import quiet, refuse_pickle
+
+if TYPE_CHECKING:
+    from pipelines.residency import Memory
 
 TOYLAND = Path(__file__).resolve().parent.parent / "models" / "toyland"
 BASES_KEPT, CONTROLNETS_KEPT = 2, 8
@@ -96,10 +99,15 @@ def default_control(base: Path, kind: str) -> Path | None:
 
 
 class Engine:
-    """Loaded models on one place; the least recently used go first."""
+    """Loaded models on one place; the least recently used go first.
 
-    def __init__(self, place: Place) -> None:
-        self.place = place
+    memory: how base models lie in memory; ControlNets stay on the device.
+    """
+
+    def __init__(self, place: Place, memory: "Memory | None" = None) -> None:
+        self.place, self.memory = place, memory
+        if memory is not None:
+            memory.check()
         self._bases: OrderedDict[Path, Family] = OrderedDict()
         self._controls: OrderedDict[tuple[str, Path], Any] = OrderedDict()
         self._outlines: OrderedDict[Any, Family] = OrderedDict()
@@ -153,7 +161,12 @@ class Engine:
         checkpoint = open_checkpoint(folder)
         family = family_of(checkpoint)
         self._hashes.pop(folder.resolve(), None)
-        return family.load(checkpoint, self.place)
+        if self.memory is None:
+            return family.load(checkpoint, self.place)
+        loaded = family.load(checkpoint, self.memory.first_place(self.place))
+        self.memory.settle(loaded, self.place)
+        loaded.offloads = self.memory.offload != "none"
+        return loaded
 
     def _load_control(self, family: Family, folder: Path) -> Any:
         self._hashes.pop(folder.resolve(), None)

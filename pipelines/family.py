@@ -150,6 +150,7 @@ class Family(ABC):
     steps_offset: int = 0
     end_on_first: bool = False
     cell_px: int = 8
+    offloads: bool = False
 
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         self.checkpoint, self.place = checkpoint, place

@@ -1,0 +1,143 @@
+"""How a model lies in memory, by the person's choice: what waits on the CPU, in which numbers weights are kept, how attention is computed.
+
+The ladder in `pipelines/memory.py` answers when memory runs out; this is for who knows beforehand that it will. Nothing here changes what
+is drawn but `storage` and `quantise`, which round weights.
+"""
+
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from core.errors import BadRequest, unknown_name
+from pipelines.family import Family
+from pipelines.loading import quiet
+from pipelines.place import Place
+
+Offload = Literal["none", "model", "group", "sequential"]
+Storage = Literal["as_computed", "float8"]
+Quantise = Literal["none", "int8"]
+OFFLOADS: Mapping[str, str] = {
+    "none": "every network stays on the device",
+    "model": "networks wait on the CPU and come whole, one at a time",
+    "group": "networks come layer by layer, each while it is at work, the next being fetched meanwhile on CUDA",
+    "sequential": "weights come layer by layer and are dropped at once: least memory, slowest",
+}
+# Attention as people call it, and as diffusers' dispatcher does, with the package that it comes with.
+ATTENTION: Mapping[str, tuple[str, str | None]] = {
+    "sdpa": ("native", None),
+    "flash": ("flash", "flash_attn"),
+    "sage": ("sage", "sageattention"),
+    "xformers": ("xformers", "xformers"),
+}
+_DENOISERS = ("unet", "transformer")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """offload: one of `OFFLOADS`; storage: "float8" keeps the denoising network's weights in 8 bits and computes as before; quantise:
+    "int8" rounds its matrices to 8-bit integers with a scale a row (torchao); attention: one of `ATTENTION`, None for the library's own.
+    """
+
+    offload: Offload = "none"
+    storage: Storage = "as_computed"
+    quantise: Quantise = "none"
+    attention: str | None = None
+
+    def check(self) -> None:
+        """
+        Raises:
+            BadRequest: a name is unknown, its package is not installed, or two settings exclude each other.
+        """
+        if self.offload not in OFFLOADS:
+            raise unknown_name("offload", self.offload, OFFLOADS)
+        if self.storage not in ("as_computed", "float8"):
+            raise unknown_name("storage", self.storage, ("as_computed", "float8"))
+        if self.quantise not in ("none", "int8"):
+            raise unknown_name("quantise", self.quantise, ("none", "int8"))
+        if self.quantise == "int8":
+            _need("torchao", "quantise = 'int8'")
+            if self.storage != "as_computed" or self.offload in ("group", "sequential"):
+                raise BadRequest("quantise = 'int8' goes with offload none or model, and storage as_computed: leave the other out")
+        if self.offload == "sequential" and self.storage != "as_computed":
+            raise BadRequest("offload = 'sequential' drops weights that storage = 'float8' would cast: use offload group")
+        if self.attention is not None:
+            if self.attention not in ATTENTION:
+                raise unknown_name("attention", self.attention, ATTENTION)
+            package = ATTENTION[self.attention][1]
+            if package is not None:
+                _need(package, f"attention = {self.attention!r}")
+
+    def first_place(self, place: Place) -> Place:
+        """Where weights are read to: the device, or the CPU for what is to wait there."""
+        return place if self.offload == "none" else Place(torch.device("cpu"), place.dtype)
+
+    def settle(self, family: Family, place: Place) -> None:
+        """Bring a family that was loaded on `first_place` into its final order; from then on it computes on `place`."""
+        family.place = place
+        networks = family.networks()
+        for name in _DENOISERS:
+            if name in networks:
+                self._settle_denoiser(networks[name], place)
+        if self.offload == "model":
+            _take_turns(list(networks.values()), place)
+        for network in networks.values() if self.offload in ("group", "sequential") else ():
+            _by_layers(network, place, sequential=self.offload == "sequential")
+
+    def _settle_denoiser(self, network: Any, place: Place) -> None:
+        if self.attention is not None:
+            set_attention(network, ATTENTION[self.attention][0])
+        if self.quantise == "int8":
+            from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+            quantize_(network, Int8WeightOnlyConfig())
+        if self.storage == "float8":
+            network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=place.dtype)
+
+
+def set_attention(network: Any, backend: str) -> None:
+    """One network's attention by the name of diffusers' dispatcher; the library's default for all others stays what it was.
+
+    Raises:
+        BadRequest: the backend cannot be used here.
+    """
+    from diffusers.models import attention_dispatch
+
+    registry: Any = attention_dispatch._AttentionBackendRegistry
+    before = registry.get_active_backend()[0]
+    try:
+        with quiet():
+            network.set_attention_backend(backend)
+    except (RuntimeError, ImportError, ValueError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BadRequest(f"attention backend {backend!r} cannot be used here ({reason}): use sdpa") from error
+    finally:
+        registry.set_active_backend(before)  # which the call above changes for the whole process
+
+
+def _take_turns(networks: list[nn.Module], place: Place) -> None:
+    from accelerate import cpu_offload_with_hook
+
+    hook: Any = None
+    for network in networks:
+        _, hook = cpu_offload_with_hook(network, place.device, prev_module_hook=hook)
+
+
+def _by_layers(network: nn.Module, place: Place, *, sequential: bool) -> None:
+    if sequential:
+        from accelerate import cpu_offload
+
+        cpu_offload(network, execution_device=place.device)
+        return
+    from diffusers.hooks import apply_group_offloading
+
+    streams = place.device.type == "cuda"
+    apply_group_offloading(network, place.device, torch.device("cpu"), offload_type="leaf_level", use_stream=streams, non_blocking=streams)
+
+
+def _need(package: str, setting: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise BadRequest(f"{setting} needs a package that is not installed: run 'pip install {package.replace('_', '-')}', or leave it out")
