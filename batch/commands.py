@@ -16,9 +16,10 @@ from batch.grids import parse_axis, vary
 from batch.job import Gate, Job, Jobs, make_jobs
 from batch.manifest import Manifest, Problem, read_defaults, read_manifest
 from batch.planner import estimate, group_of
-from batch.progress import duration, shown, words
+from batch.progress import shown, words
 from batch.runner import Found, Settings, failures, look, run_batch
 from batch.store import Store, open_store
+from batch.times import duration
 from batch.work import OpenRenderer
 from core.errors import BadRequest
 

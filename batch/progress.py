@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 from batch.driver import Show, Tally
 from batch.job import Job
+from batch.times import duration
 from batch.work import Outcome
 
 _WORD_EVERY_S = 30.0
@@ -46,17 +47,6 @@ def words(tally: Tally) -> str:
     if tally.fidelity:
         parts.append(f"fidelity {sum(tally.fidelity) / len(tally.fidelity):.2f}")
     return ", ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """As people say it: `45 s`, `12 min`, `3 h 20 min`, `2 d 4 h`."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if minutes < 90:
-        return f"{minutes} min"
-    hours = minutes // 60
-    return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _lines(tally: Tally, job: Job | None, outcome: Outcome | None) -> None:

@@ -10,6 +10,7 @@ from urllib.parse import quote
 
 from batch.journal import mean, read_journal
 from batch.store import REPORT, Store, pictures, read_failures
+from batch.times import duration
 
 MOST_PICTURES, MOST_FAILURES, BINS = 400, 500, 20
 _STYLE = """
@@ -101,7 +102,7 @@ def page(summary: Summary) -> str:
     table = "".join(f"<tr><th>{name}</th><td class=number>{value}</td></tr>" for name, value in rows)
     parts = [f"<h1>Limn: batch</h1><p>{time.strftime('%Y-%m-%d %H:%M:%S')}</p><table>{table}</table>"]
     if known:
-        parts.append("<h2>Fidelity</h2>" + _bars(_histogram(known), [f"{i / BINS:.2f}" for i in range(BINS)], "pictures"))
+        parts.append("<h2>Fidelity</h2>" + _bars(_histogram(known), [f"{i / BINS:.2f}" for i in range(BINS + 1)], "pictures"))
     if len(summary.done) > 1:
         parts.append("<h2>Throughput</h2>" + _throughput(summary.done))
     if summary.failed:
@@ -136,10 +137,11 @@ def _throughput(done: Sequence[dict[str, Any]]) -> str:
     counts = [0] * 60
     for place in places:
         counts[min(59, int(place / span))] += 1
-    return _bars(counts, [f"{i * span / 60:.1f} min" for i in range(60)], f"pictures in {span:.1f} s")
+    return _bars(counts, [duration(i * span) for i in range(61)], f"pictures in {duration(span)}")
 
 
 def _bars(counts: Sequence[int], labels: Sequence[str], unit: str) -> str:
+    """labels: where each bar begins, and where the last ends."""
     width, height, most = 900, 160, max(1, *counts)
     step = width / len(counts)
     drawn = ""
@@ -155,7 +157,7 @@ def _bars(counts: Sequence[int], labels: Sequence[str], unit: str) -> str:
 
 def _failures(failed: Sequence[dict[str, Any]]) -> str:
     rows = ""
-    for event in failed[:MOST_FAILURES]:
+    for event in sorted(failed, key=lambda event: int(event.get("line", 0)))[:MOST_FAILURES]:
         line, error = html.escape(str(event.get("line", ""))), html.escape(str(event.get("error", "")))
         rows += f"<tr><td class=number>{line}</td><td class=error>{error}</td></tr>"
     more = f"<p>and {len(failed) - MOST_FAILURES} more</p>" if len(failed) > MOST_FAILURES else ""

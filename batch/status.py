@@ -6,9 +6,9 @@ from typing import Any
 
 from batch.journal import write_rebuilt
 from batch.lock import holder, locked
-from batch.progress import duration
 from batch.report import Summary, score, summarise, write_report
 from batch.store import JOURNAL, REPORT, Folder, Store, open_store, pictures
+from batch.times import duration
 from core.errors import BadRequest
 
 MOST_SHOWN = 10
