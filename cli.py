@@ -22,6 +22,7 @@ from core.errors import BadRequest, LimnError
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
 from pipelines import commands as models_commands
 from toyland import commands as toyland_commands
+from training import commands as dataset_commands
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -44,6 +45,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toyland_commands.app, name="toyland")
+app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(models_commands.app, name="models")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
