@@ -19,7 +19,7 @@ class Board:
             try:
                 from torch.utils.tensorboard import SummaryWriter
 
-                self._writer = SummaryWriter(str(self.folder))  # type: ignore[no-untyped-call]
+                self._writer = SummaryWriter(str(self.folder))  # type: ignore[no-untyped-call,unused-ignore]
             except ImportError:
                 self._missing = True
         if self._writer is not None:

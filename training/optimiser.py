@@ -84,7 +84,9 @@ class Optimiser:
             group.update({part: tensors[f"{name}//{part}"].item() for part in GROUP_STATE if f"{name}//{part}" in tensors})
 
     def _grouped(self) -> list[tuple[str, dict[str, Any]]]:
-        """Every group with the name of its first parameter."""
+        """Every group that remembers something, with the name of its first parameter."""
+        if self.config.optimiser != "prodigy":
+            return []
         names = {id(parameter): name for name, parameter in self.parameters.items()}
         return [(names[id(group["params"][0])], group) for group in self.inner.param_groups]
 

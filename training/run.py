@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import yaml
@@ -19,6 +19,7 @@ from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
 from renderer import Renderer
 from training import encode
+from training.card import write_card
 from training.config import TrainConfig
 from training.controlnet import HINT_CHANNELS, ControlNetTask
 from training.data import DataConfig, Loader, Pair, read_pairs
@@ -44,6 +45,7 @@ class ControlNetConfig(Frozen):
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
     condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
+    base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
     cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
@@ -97,7 +99,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
         Cancelled: as `trainer.train`.
     """
     state = PartialState(cpu=config.train.device == "cpu")
-    engine = Engine(Place(state.device, torch.float32))
+    engine = Engine(place_of(config, state))
     task = build_task(config, state, engine)
     if state.is_main_process:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -118,7 +120,8 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
     loader = Loader(config.data, encode.sizes_of(config.data, pairs, folder / "contents.json"))
     loader.check(pairs)
-    base = (engine or Engine(Place(state.device, torch.float32))).base(resolve(config.base))
+    base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
+    vae: Any = base.networks()["vae"].float()
     control = steering(base, config.hint_channels, config.blocks)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
@@ -126,10 +129,11 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
-    vae: Any = base.vae
     encoders = [part for part in base.checkpoint.classes if part.startswith(("text_encoder", "tokenizer")) and base.checkpoint.has(part)]
     parts = {part: encode.files_of(base, part) for part in (*encoders, "vae")}
     text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
+    if config.base_weights != "fp32":
+        text_parts["dtype"] = {"of": config.base_weights}
     texts = cached_texts(folder, [pair.caption for pair in pairs], base, drawing, text_parts)
     if base.name == "sdxl":
         texts.told = SizesTold(encode.originals(pairs, folder / "contents.json"), pairs, loader)
@@ -153,11 +157,22 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
-        write=Exporter(name, config),
+        write=Exporter(name, config, len(pairs), loader.control.name if loader.control else "KIND"),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
     )
+
+
+def place_of(config: ControlNetConfig, state: PartialState) -> Place:
+    """Where the base is, and in what precision.
+
+    Raises:
+        BadRequest: the base is to be bf16 and the forward pass is not.
+    """
+    if config.base_weights == "bf16" and config.train.precision != "bf16":
+        raise BadRequest(f"base_weights bf16 with train.precision {config.train.precision}: set train.precision=bf16, or base_weights=fp32")
+    return Place(state.device, torch.bfloat16 if config.base_weights == "bf16" else torch.float32)
 
 
 def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
@@ -173,17 +188,22 @@ def load_controlnet(base: Family, folder: Path, kind: Any) -> Any:
         BadModel, Mismatch: it is none, is damaged, or was made for another base.
     """
     base.check_control(open_checkpoint(folder))
-    return load_part(kind, folder, base.place).requires_grad_(True)
+    return load_part(kind, folder, base.place).float().requires_grad_(True)
 
 
 @dataclass
 class Exporter:
-    """Writes a finished ControlNet: its folder, and in it the single file."""
+    """Writes a finished ControlNet: its folder, and in it the single file and the model card."""
 
     name: str
     config: ControlNetConfig
+    pairs: int
+    kind: str
 
     def __call__(self, folder: Path, net: Any) -> None:
         write_folder(folder, net, self.config.weights)
         if self.config.single_file:
             write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
+        train, data = self.config.train, self.config.data
+        facts = {"base": self.config.base, "condition": data.condition, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
+        write_card(folder, self.name, facts, self.config.model_dump(mode="json"), train.out)

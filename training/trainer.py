@@ -20,7 +20,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import BadRequest, Cancelled, LimnError, Mismatch
+from core.errors import BadRequest, Cancelled, LimnError, Mismatch, OutOfMemory
 from core.files import sweep_temps
 from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
@@ -42,13 +42,18 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         Cancelled: Ctrl-C or SIGTERM; a checkpoint of the last finished step stands.
         LimnError: the gradient is no longer finite; the error names the step and the last good checkpoint.
         BadModel: there are checkpoints and none is whole. Mismatch: they are of another task.
+        OutOfMemory: a micro-batch does not fit; the message names settings that give the same result with less.
     """
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="no",  # autocast is entered below, so that tasks of one process may differ in it
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    return _Trainer(task, config, accelerator).run(on_step)
+    trainer = _Trainer(task, config, accelerator)
+    try:
+        return trainer.run(on_step)
+    except torch.OutOfMemoryError:
+        raise OutOfMemory(trainer.smaller()) from None
 
 
 class _Trainer:
@@ -117,6 +122,16 @@ class _Trainer:
                 checkpoints.publish_again(config.out / "weights", lambda folder: self.task.export(folder, run.weights()))
             self.accelerator.wait_for_everyone()
         return run
+
+    def smaller(self) -> str:
+        """What to set where memory has run out."""
+        config, device = self.config, self.accelerator.device
+        said = f"{self.task.name}: {device.type} has too little memory for micro-batches of {self.micro}"
+        if self.micro > 1:
+            halves = config.accumulation * 2 if self.micro % 2 == 0 else config.accumulation * self.micro
+            return f"{said}: set train.accumulation={halves}, which gives the same result"
+        saving = ["train.precision=bf16"] * (config.precision == "fp32") + ["gradient_checkpointing=true", "train.optimiser=adamw8bit"]
+        return f"{said}: set {', then '.join(saving)}, or a smaller data.width and data.height"
 
     def _gradient(self, batches: Iterator[tuple[range, Any]], meter: dict[str, Tensor]) -> Tensor:
         """Accumulates one step's mean gradient, clips it, and returns its norm before clipping."""

@@ -163,3 +163,19 @@ def test_blocks_that_are_not_there_are_refused(folder: Path) -> None:
     base = Engine(PLACE).base(folder)
     with pytest.raises(BadRequest, match="blocks"):
         steering(base, (4, 4, 8, 8), (9, 9)).new()
+
+
+def test_a_base_in_half_the_bits_trains_too(folder: Path, tmp_path: Path) -> None:
+    given = config(folder, tmp_path, precision="bf16", steps=2)
+    if folder.name != "sd3":
+        with pytest.raises(BadRequest, match=r"set train\.precision=bf16"):
+            train_controlnet(given.model_copy(update={"base_weights": "bf16", "train": config_train(given, "fp32")}))
+        return
+    run = train_controlnet(given.model_copy(update={"base_weights": "bf16"}))
+    net = run.task.modules()["controlnet"]
+    assert {parameter.dtype for parameter in net.parameters()} == {torch.float32}
+    assert any(parameter.any() for layer in zero_layers(net).values() for parameter in layer.parameters())
+
+
+def config_train(given: ControlNetConfig, precision: str) -> Any:
+    return given.train.model_copy(update={"precision": precision})

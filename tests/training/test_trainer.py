@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.errors import BadRequest, LimnError
+from core.errors import BadRequest, LimnError, OutOfMemory
 from tests.training.toytask import ToyTask, weights
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
@@ -202,3 +202,18 @@ def test_it_runs_outside_the_main_thread(tmp_path: Path) -> None:
     thread.start()
     thread.join()
     assert (tmp_path / "weights" / "toy.safetensors").exists()
+
+
+def test_memory_that_runs_out_is_answered_with_settings_that_fit(tmp_path: Path) -> None:
+    class Hungry(ToyTask):
+        def loss(self, batch: Any, draws: Any) -> Any:
+            if len(draws) > 2:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return super().loss(batch, draws)
+
+    settings: dict[str, Any] = {"out": tmp_path, "steps": 2, "batch_size": 8, "device": "cpu"}
+    with pytest.raises(OutOfMemory, match=r"micro-batches of 8: set train\.accumulation=2"):
+        train(Hungry(), TrainConfig(**settings))
+    with pytest.raises(OutOfMemory, match=r"micro-batches of 4: set train\.accumulation=4"):
+        train(Hungry(), TrainConfig(**settings, accumulation=2))
+    assert train(Hungry(), TrainConfig(**settings, accumulation=4)).step == 2

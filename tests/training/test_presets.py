@@ -1,0 +1,16 @@
+"""Every config that we hand out is one that `limn train` takes."""
+
+from pathlib import Path
+
+import pytest
+
+from training.run import read_config
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_preset_is_valid_and_can_be_overridden(path: Path) -> None:
+    config = read_config(path, ["data.folder=elsewhere", "train.out=runs/x"])
+    assert (str(config.data.folder), str(config.train.out)) == ("elsewhere", "runs/x")
+    assert config.train.batch_size % config.train.accumulation == 0

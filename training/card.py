@@ -1,0 +1,86 @@
+"""A model card beside the weights: what they were trained on and how, figures and pictures, so that the folder can be published."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+SHEET = "samples.png"
+
+
+def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mapping[str, Any], out: Path) -> None:
+    """Writes `README.md` into a finished folder, and the newest sheet of samples. out: of the run, with its monitor.jsonl and grids.
+
+    facts: base, condition, pairs, steps. Of paths only the last part is published.
+    """
+    sheets = sorted((out / "grids").glob("step-*.png"))
+    if sheets:
+        shutil.copyfile(sheets[-1], folder / SHEET)
+    measured = _measured(out / "monitor.jsonl")
+    lines = [
+        "---",
+        "library_name: diffusers",
+        "pipeline_tag: image-to-image",
+        f"tags: [controlnet, limn, {json.dumps(str(facts['condition']))}]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"A ControlNet for {_short(facts['base'])}, trained with Limn on {facts['pairs']} pairs for {facts['steps']} steps; "
+        f"its condition is {facts['condition']}.",
+        "",
+        "```",
+        f"limn render --model {_short(facts['base'])} --control {facts['kind']}=map.png,ready,model={name} --prompt '…'",
+        "```",
+        "",
+        *_figures(measured),
+        *([f"![control, picture, truth]({SHEET})", ""] if sheets else []),
+        "## Settings",
+        "",
+        "```yaml",
+        yaml.safe_dump(_without_paths(dict(config)), sort_keys=False, allow_unicode=True).rstrip(),
+        "```",
+        "",
+    ]
+    (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
+
+
+def _figures(measured: list[dict[str, Any]]) -> list[str]:
+    """What the monitor measured, as a table of at most eight rows."""
+    if not measured:
+        return []
+    step = max(1, -(-len(measured) // 8))
+    chosen = measured[::-1][::step][::-1]
+    rows = ["## Figures", "", "| step | paired loss gap | ± | against other conditions | fidelity |", "|---|---|---|---|---|"]
+    for row in chosen:
+        fidelity = "" if row.get("fidelity") is None else f"{row['fidelity']:.3f}"
+        rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {row['gap_shuffled']:.5f} | {fidelity} |")
+    return [
+        *rows,
+        "",
+        "On held-out pairs: how much less the denoiser errs with the condition than without it, and how well pictures obey.",
+        "",
+    ]
+
+
+def _measured(path: Path) -> list[dict[str, Any]]:
+    try:
+        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def _short(value: object) -> str:
+    """The last part of a path; anything else as it is."""
+    text = str(value)
+    return Path(text).name if Path(text).is_absolute() else text
+
+
+def _without_paths(values: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_paths(value) if isinstance(value, dict) else _short(value) if isinstance(value, str) else value
+        for name, value in values.items()
+    }
