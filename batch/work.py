@@ -137,8 +137,8 @@ class Worker:
             drawer = self._open(self._number)
             if hasattr(drawer, "load_map"):
                 drawer.load_map = self._extraction
-        except LimnError as error:
-            self._tell(Broken(error))
+        except Exception as error:  # noqa: BLE001 (whoever waits must hear of it, whatever it is)
+            self._tell(Broken(_explained(error)))
             self._drawn.put(None)
             return
         while (job := self._waiting.get()) is not None:
@@ -196,6 +196,11 @@ def _bytes(picture: Picture) -> bytes:
 
 
 def _failed(job: Job, error: Exception) -> Outcome:
-    words = " ".join(str(error).split()) or type(error).__name__
-    message = words if isinstance(error, LimnError) else f"{type(error).__name__}: {words}"
-    return Outcome(job.key, "failed", error=message[:1000], lasting=isinstance(error, UserError))
+    return Outcome(job.key, "failed", error=str(_explained(error))[:1000], lasting=isinstance(error, UserError))
+
+
+def _explained(error: Exception) -> LimnError:
+    """An error in one line; one that is not ours says its type."""
+    if isinstance(error, LimnError):
+        return error
+    return LimnError(f"{type(error).__name__}: {' '.join(str(error).split())}")

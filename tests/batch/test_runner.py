@@ -20,10 +20,10 @@ from batch.report import summarise
 from batch.runner import Settings, run_batch
 from batch.store import Folder, open_store, pictures, read_failures
 from batch.work import Outcome
-from core.errors import BadRequest
+from core.errors import BadRequest, LimnError
 from core.provenance import read_record
 from core.request import ControlUnit, RenderRequest
-from tests.batch.fake import NothingToKnow, OpenFake
+from tests.batch.fake import Fake, NothingToKnow, OpenFake
 
 
 def requests(count: int, prompt: str = "p") -> list[RenderRequest]:
@@ -226,6 +226,20 @@ def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
     tally = run(tmp_path, jobs_of(requests(3)), stop, open_drawer=OpenFake(1.0))
     assert tally.done < 3
     assert not list(tmp_path.glob(".limn-*"))
+
+
+class OpensNothing:
+    """An engine that cannot be opened, for a reason that is nobody's on purpose."""
+
+    def __call__(self, number: int = 0) -> Fake:
+        raise TypeError("no engine")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_engine_that_cannot_be_opened_ends_the_run(tmp_path: Path, workers: int) -> None:
+    with pytest.raises(LimnError, match="TypeError: no engine"):
+        run(tmp_path, jobs_of(requests(3)), open_drawer=OpensNothing(), workers=workers)
+    assert holder(Folder(tmp_path)) is None
 
 
 def test_limits_stop_in_order(tmp_path: Path) -> None:
