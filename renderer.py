@@ -19,7 +19,7 @@ import controls
 from controls.prepare import Prepared, load_map, settled, takes_own_file
 from controls.source import load_source
 from core.control import Control, Image, Score
-from core.errors import BadImage, BadRequest, Cancelled, LimnError, unknown_name
+from core.errors import BadImage, BadRequest, Cancelled, unknown_name
 from core.files import sha256_file
 from core.provenance import ControlRecord, Fidelity, Record, WeightFile, write_picture
 from core.request import ControlUnit, Frozen, RenderRequest
@@ -110,9 +110,8 @@ class Renderer:
     ) -> "Renderer":
         """A renderer with `model` loaded; requests that name no model of their own are drawn with it.
 
-        device: 'cuda', 'mps' or 'cpu', by default the first of them on this machine; dtype: 'float32' (default on the CPU), 'float16'
-        (default elsewhere) or 'bfloat16'; preview: an AutoencoderTiny to show steps with, by default see
-        `pipelines.preview.default_preview`; memory: how the model lies in memory, by default whole and on the device.
+        device: 'cuda', 'mps' or 'cpu', by default the first of them here; dtype: 'float32' (default on the CPU), 'float16' (elsewhere) or
+        'bfloat16'; preview: an AutoencoderTiny, by default see `pipelines.preview.default_preview`; memory: by default all on the device.
 
         Raises:
             BadModel, Mismatch: the model is missing, incomplete, damaged or of an unknown family.
@@ -359,15 +358,9 @@ def examine(request: RenderRequest, engine: "Engine", *, fetch: bool = False) ->
     """As `Renderer.examine`, for a request that names its model; the engine need not hold it."""
     from pipelines import doctor
 
-    found = []
-    checks: list[tuple[str, Callable[[], None]]] = [("files", partial(_check_files, request))]
-    checks += [(f"control {i} ({unit.kind})", partial(_check_unit, unit, i)) for i, unit in enumerate(request.controls)]
-    for about, check in checks:
-        try:
-            check()
-        except LimnError as error:
-            found.append(doctor.Finding(about, str(error), error))
     around = doctor.Surroundings(
+        checks=[("files", partial(_check_files, request))]
+        + [(f"control {i} ({unit.kind})", partial(_check_unit, unit, i)) for i, unit in enumerate(request.controls)],
         find_net=lambda unit, family: _control_folder(unit, family, fetch=fetch),
         kinds=controls.names(),
         loras=lambda base: folders_of("loras", base),
@@ -375,7 +368,7 @@ def examine(request: RenderRequest, engine: "Engine", *, fetch: bool = False) ->
         fetch=fetch,
         together=lambda asked: min(asked.count, _together(asked.width * asked.height, engine.place.device.type)),
     )
-    return found + doctor.examine(request, engine, around)
+    return doctor.examine(request, engine, around)
 
 
 def _control_folder(unit: ControlUnit, family: "Family", *, fetch: bool = True) -> Path | None:

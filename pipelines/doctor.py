@@ -49,12 +49,15 @@ class Finding:
 
 @dataclass(frozen=True, eq=False)
 class Surroundings:
-    """What lies around a request. find_net: the ControlNet of a control, None for a model that reads maps itself; kinds: every kind of
-    control; loras: folders beside a base model; wildcards: their folder; fetch: whether models may be downloaded; free: bytes of memory,
-    by default the device's; together: pictures drawn at once.
+    """What lies around a request.
+
+    find_net: the ControlNet of a control, None for a model that reads maps itself; checks: what is to be asked first, by what it is about;
+    kinds: every kind of control; loras: folders beside a base model; wildcards: their folder; fetch: whether models may be downloaded;
+    free: bytes of memory, by default the device's; together: pictures drawn at once.
     """
 
     find_net: Callable[[ControlUnit, Family], Path | None]
+    checks: Sequence[tuple[str, Callable[[], None]]] = ()
     kinds: Sequence[str] = ()
     loras: Callable[[Path], Sequence[Path]] = lambda base: ()
     wildcards: Path | None = None
@@ -87,6 +90,9 @@ class _Ward:
 def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> list[Finding]:
     """Everything that can be told to be wrong with a request, errors and warnings, in the order of its fields; an empty list is health."""
     ward = _Ward(engine, around)
+    for about, check in around.checks:
+        with ward.noting(about):
+            check()
     with ward.noting("sampler"):
         samplers.get(request.sampler)
     with ward.noting("schedule"):
@@ -97,6 +103,9 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
         family = engine.outline(resolve(request.model, fetch=around.fetch))
     if family is None:
         return ward.findings
+    source = family.checkpoint
+    if source.has("text_encoder_3") and not source.has("tokenizer_3"):
+        ward.warn("model", f"{str(source.path)!r} holds T5 without its tokenizer, and is drawn without T5: {source.remedy('tokenizer_3')}")
     request = with_defaults(request, family)
     _examine_size(request, family, ward)
     if not any(finding.about in ("sampler", "schedule", "size") for finding in ward.findings if finding.error):
