@@ -146,6 +146,24 @@ def test_t5s_tokenizer_is_asked_for(flux: Path, tmp_path: Path) -> None:
         Renderer.open(str(file))
 
 
+def test_sd3_reads_t5_where_its_tokenizer_lies_beside(tmp_path: Path) -> None:
+    folder = tinymodels_sd3.build_base(tmp_path / "sd3")
+    parts = {"transformer": original.sd3, "vae": original.vae, **clips("clip_l", "clip_g"), "text_encoder_3": original.t5}
+    file = original.write(tmp_path / "file.safetensors", folder, parts=parts, metadata=SIZE)
+    without = open_checkpoint(file)
+    assert "text_encoder_3" not in without.classes
+    assert without.has("text_encoder_3")
+    (tmp_path / "file").mkdir()
+    (tmp_path / "file" / "tokenizer_3").symlink_to(folder / "tokenizer_3")
+    whole = open_checkpoint(file)
+    assert whole.classes["text_encoder_3"] == "T5EncoderModel"
+    from transformers import T5EncoderModel
+
+    ours, theirs = (one.network(T5EncoderModel, "text_encoder_3", CPU).state_dict() for one in (whole, open_checkpoint(folder)))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
 @pytest.mark.parametrize("marker", ["metadata", "v_pred", "yaml"])
 def test_velocity_is_noticed(sd: Path, tmp_path: Path, marker: str) -> None:
     file = tmp_path / "model.safetensors"
