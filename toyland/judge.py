@@ -24,6 +24,7 @@ from toyland.scene import Scene, sample
 
 Split = Literal["test", "composition"]
 Kind = Literal["canny", "depth", "pose"]
+SIZE_PX = 128  # of the scenes, and so of what is drawn, whatever size the model would choose by itself
 KINDS: tuple[Kind, ...] = ("canny", "depth", "pose")
 
 
@@ -79,6 +80,8 @@ class Judge:
             units = (ControlUnit(kind=kind, image=path, ready=True, model=self.nets[kind]),)
         request = RenderRequest(
             prompt=prompt,
+            width=SIZE_PX,
+            height=SIZE_PX,
             seed=self.settings.seed + index,
             steps=self.settings.steps,
             guidance_scale=self.settings.guidance_scale,

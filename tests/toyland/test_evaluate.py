@@ -71,7 +71,7 @@ def test_a_picture_is_the_renderers_and_its_seed_the_scenes(model: Path, tmp_pat
 
     judge = Judge(Settings(model=str(model), count=2, steps=2, seed=40, device="cpu"), Palette({}), tmp_path)
     drawn_HWC = judge.draw("a red cube", 3)
-    (picture,) = Renderer.open(str(model), "cpu").render(RenderRequest(prompt="a red cube", seed=43, steps=2))
+    (picture,) = Renderer.open(str(model), "cpu").render(RenderRequest(prompt="a red cube", width=128, height=128, seed=43, steps=2))
     np.testing.assert_array_equal(drawn_HWC, np.asarray(picture.image))
     map_HWC = np.zeros((128, 128, 3), np.uint8)
     map_HWC[40:80, 40:80] = 255
