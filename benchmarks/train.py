@@ -26,7 +26,7 @@ from accelerate import PartialState
 from controls import canny
 from core.files import publish
 from core.images import decode, encode_png
-from pipelines.engine import TOYLAND, Engine
+from pipelines.engine import Engine, resolve
 from pipelines.family import Place
 from pipelines.images import condition_to_tensor, picture_to_tensor
 from toyland.render import render
@@ -121,7 +121,7 @@ def _now() -> float:
 def main() -> None:
     """Prints one table, and writes it as JSON where `--json` says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, default=TOYLAND)
+    parser.add_argument("--model", default="toyland")
     parser.add_argument("--size", type=int, default=128)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--pictures", type=int, default=64)
@@ -137,7 +137,7 @@ def main() -> None:
         data = dataset(Path(home) / "data", args.pictures, args.size)
         config = ControlNetConfig.model_validate(
             {
-                "base": str(args.model),
+                "base": args.model,
                 "hint_channels": args.hint,
                 "data": {"folder": data, "condition": "canny", "width": args.size, "height": args.size},
                 "monitor": {"every": 0},
@@ -164,7 +164,7 @@ def main() -> None:
             "straightforward": lambda: straightforward(config, task, base),
         }
         if args.script:
-            sides["train_controlnet.py"] = lambda: public_script(args.script, config, args.model, data)
+            sides["train_controlnet.py"] = lambda: public_script(args.script, config, resolve(args.model), data)
         found: dict[str, list[float]] = {name: [] for name in sides}
         for repeat in range(args.repeats):
             for name in list(sides)[:: 1 if repeat % 2 == 0 else -1]:

@@ -9,6 +9,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,8 @@ def measure(task: ControlNetTask, step: int = 0) -> Measured:
 
     gap_shuffled: L(with another sample's condition) − L(with its own): above 0 only if it matters which condition it is.
     """
-    net, training = task.net, task.net.training
+    net, training, place = task.net, task.net.training, task.base.place
+    half = place.dtype == torch.bfloat16  # a base in half the bits goes with autocast
     net.eval()
     gaps: list[Tensor] = []
     shuffled: list[Tensor] = []
@@ -128,7 +130,8 @@ def measure(task: ControlNetTask, step: int = 0) -> Measured:
     for start in range(0, len(rows), BATCH):
         positions = rows[start : start + BATCH]
         for positions_of_size in _by_part(task, positions):
-            one_gap, one_shuffled = _paired(task, positions_of_size, spoken)
+            with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
+                one_gap, one_shuffled = _paired(task, positions_of_size, spoken)
             gaps.append(one_gap)
             shuffled.append(one_shuffled)
     net.train(training)

@@ -12,9 +12,11 @@ from multiprocessing.context import ForkProcess
 from pathlib import Path
 from typing import Any
 
+import cv2
+import numpy as np
 import pytest
 
-from tests.tinymodels import build_base
+from tests.tinymodels import CAPTIONS, build_base
 from tests.training import toytask
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -65,3 +67,19 @@ def torchrun_toy() -> Iterator[Torchrun]:
 def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny real Stable Diffusion folder."""
     return build_base(tmp_path_factory.mktemp("models") / "base")
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures with two captions repeated, larger than trained at and not square, with canny-like lines as condition."""
+    folder = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(10):
+        picture_HWC = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (96, 72), interpolation=cv2.INTER_CUBIC)
+        for name, image in (("images", picture_HWC), ("canny", cv2.Canny(picture_HWC, 50, 100))):
+            (folder / name).mkdir(exist_ok=True)
+            assert cv2.imwrite(str(folder / name / f"{index}.png"), image)
+        rows.append({"file_name": f"images/{index}.png", "canny": f"canny/{index}.png", "text": CAPTIONS[index % 4], "other": 7})
+    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
+    return folder

@@ -1,11 +1,8 @@
 """A whole run from YAML to a folder: it feeds what rendering feeds, caches what the base says, learns, and resumes exactly."""
 
-import json
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pytest
 import torch
 import yaml
@@ -32,22 +29,6 @@ SETTINGS: dict[str, Any] = {
     "data": {"condition": "canny", "width": 64, "height": 64},
     "train": {"steps": 4, "batch_size": 4, "learning_rate": 1e-3, "device": "cpu", "checkpoint_every": 2, "log_every": 2, "ema_decay": 0.5},
 }
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Ten pictures with two captions repeated, larger than trained at and not square, with canny-like lines as condition."""
-    folder = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    rows = []
-    for index in range(10):
-        picture_HWC = cv2.resize(rng.integers(0, 256, (6, 8, 3), dtype=np.uint8), (96, 72), interpolation=cv2.INTER_CUBIC)
-        for name, image in (("images", picture_HWC), ("canny", cv2.Canny(picture_HWC, 50, 100))):
-            (folder / name).mkdir(exist_ok=True)
-            assert cv2.imwrite(str(folder / name / f"{index}.png"), image)
-        rows.append({"file_name": f"images/{index}.png", "canny": f"canny/{index}.png", "text": CAPTIONS[index % 4], "other": 7})
-    (folder / "metadata.jsonl").write_text("\n".join(json.dumps(row) for row in rows) + "\n")
-    return folder
 
 
 def config(base: Path, dataset: Path, out: Path, **changes: Any) -> ControlNetConfig:
