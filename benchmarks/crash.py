@@ -7,6 +7,7 @@ workers) and started again each time, then left to finish. Both folders must hol
 """
 
 import argparse
+import contextlib
 import hashlib
 import os
 import random
@@ -23,12 +24,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the fake engine stands among the tests, which are not installed
 
 from batch.doctor import Doctor  # noqa: E402
-from batch.driver import Tally  # noqa: E402
-from batch.job import Job, make_jobs  # noqa: E402
+from batch.job import make_jobs  # noqa: E402
 from batch.manifest import Row  # noqa: E402
 from batch.runner import Settings, run_batch  # noqa: E402
 from batch.store import Folder, open_store, pictures  # noqa: E402
-from batch.work import Open, OpenRenderer, Outcome  # noqa: E402
+from batch.work import Open, OpenRenderer  # noqa: E402
 from core.request import RenderRequest  # noqa: E402
 from tests.batch.fake import NothingToKnow, OpenFake  # noqa: E402
 
@@ -49,22 +49,14 @@ class Case:
 
 
 def child(out: Path, case: Case) -> None:
-    """One run; says when it has begun, then the number of its workers' processes."""
+    """One run; says what is left in the end."""
     fake = case.engine == "fake"
     prompt = "a red sphere on grass"
     rows = [Row(i + 1, RenderRequest(prompt=prompt, seed=i, width=64, height=64, steps=4)) for i in range(case.jobs)]
     jobs = make_jobs(rows, NothingToKnow() if fake else Doctor()).jobs
     opens: Open = OpenFake(FAKE_S) if fake else OpenRenderer("toyland", device="cpu", threads=1)
     settings = Settings(open_drawer=opens, workers=0 if case.crew == "alone" else 2, ray="local" if case.crew == "ray" else None)
-    begun = False
-
-    def show(tally: Tally, job: Job | None, outcome: Outcome | None) -> None:
-        nonlocal begun
-        if not begun and outcome is not None:
-            begun = True
-            print("begun", flush=True)
-
-    tally, _ = run_batch(jobs, open_store(out), settings, show)
+    tally, _ = run_batch(jobs, open_store(out), settings, lambda *_: None)
     print(f"left {tally.left}", flush=True)
 
 
@@ -83,31 +75,35 @@ def finish(out: Path, case: Case) -> float:
     return time.perf_counter() - began
 
 
-def kill_one(out: Path, case: Case, wait_s: float, chance: random.Random) -> str:
-    """Starts a run and kills it, or one of its workers, after a while; who was killed, or "" where it had finished before."""
+def kill_one(out: Path, case: Case, share: float, chance: random.Random) -> str:
+    """Starts a run and kills it, or one of its workers, after about `share` pictures; who was killed, "" where it had ended before."""
     process = start(out, case)
-    assert process.stdout is not None
-    early = chance.random() < EARLY
-    if not early and process.stdout.readline() != "begun\n":
-        process.wait()
-        return ""
-    time.sleep(chance.uniform(0.0, 0.3 if early else wait_s))
+    if chance.random() < EARLY:
+        time.sleep(chance.uniform(0.0, 0.5))
+    else:
+        watch(process, out, chance.uniform(0.0, 1.8 * share))
+    time.sleep(chance.uniform(0.0, 0.01))  # wherever it is within a picture
     workers = [] if case.crew == "alone" else descendants(process.pid)
     whom = "worker" if workers and chance.random() < 0.5 else "driver"
     if process.poll() is not None:
         return ""
-    try:
-        if whom == "worker":
+    if whom == "worker":
+        with contextlib.suppress(ProcessLookupError):
             os.kill(chance.choice(workers), signal.SIGKILL)
-            time.sleep(wait_s)  # the driver goes on with another
-    except ProcessLookupError:
-        pass
+        watch(process, out, 0.2 * share + 1)  # the driver goes on with another
     if process.poll() is None:
         process.kill()
     process.wait()
     if case.crew == "ray":
         end_session(process.pid)
     return whom
+
+
+def watch(process: subprocess.Popen[str], out: Path, more: float) -> None:
+    """Waits until so many more pictures are there, or the run has ended."""
+    target = len(done(out)) + more
+    while process.poll() is None and len(done(out)) < target:
+        time.sleep(0.002)
 
 
 def descendants(pid: int) -> list[int]:
@@ -167,13 +163,12 @@ def main() -> None:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
         seconds = finish(whole, case)
         expected = digests(whole)
-        rate = case.jobs / seconds
         victims: list[str] = []
         began, runs = time.perf_counter(), 0
         while len(victims) < args.kills and len(done(killed)) < case.jobs:
             runs += 1
             share = (case.jobs - len(done(killed))) / (args.kills - len(victims))
-            victim = kill_one(killed, case, 0.7 * share / rate, chance)
+            victim = kill_one(killed, case, share, chance)
             if victim:
                 victims.append(victim)
         torn = len(leftovers(killed))
