@@ -1,8 +1,10 @@
 """A whole run from YAML to a folder: it feeds what rendering feeds, caches what the base says, learns, and resumes exactly."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -13,6 +15,7 @@ from torch import Tensor
 
 from controls.prepare import load_map
 from core.errors import BadModel, BadRequest, Mismatch
+from core.images import decode, encode_png
 from core.request import ControlUnit
 from pipelines.checkpoint import Folder
 from pipelines.families.sd import StableDiffusion
@@ -20,6 +23,7 @@ from pipelines.family import Place
 from pipelines.images import condition_to_tensor
 from tests.tinymodels import CAPTIONS, build_base, build_controlnet
 from training import checkpoint as checkpoints
+from training.buckets import BucketOrder
 from training.controlnet import ControlNetTask
 from training.randomness import Draws
 from training.run import ControlNetConfig, build_task, main, read_config, train_controlnet
@@ -181,3 +185,46 @@ def test_the_base_must_be_one(dataset: Path, tmp_path: Path, base: Path) -> None
     with pytest.raises(BadModel):
         task_of(config(base / "unet", dataset, tmp_path))
     assert not tmp_path.joinpath("config.yaml").exists()
+
+
+def test_pictures_that_are_not_square_train_in_batches_of_one_size(base: Path, dataset: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns("cache"))
+    for index in range(0, 10, 2):
+        for kind in ("images", "canny"):
+            path = folder / kind / f"{index}.png"
+            path.write_bytes(encode_png(np.ascontiguousarray(decode(path).transpose(1, 0, 2))))  # 72 wide, 96 high
+    given = {"data": {"buckets": 5, "flip": True}, "condition_dropout": 0.5}
+    task = task_of(config(base, folder, tmp_path / "a", **given))
+    sizes = [task.loader.size(pair) for pair in task.pairs]
+    assert {(width > height) for width, height in sizes} == {True, False}
+    assert all(width * height == pytest.approx(64 * 64, rel=0.1) for width, height in sizes)
+    assert len(set(task.buckets())) == 2
+    order = BucketOrder(task.buckets(), 4, 0)
+    for first in range(0, order.length, 4):
+        batch = task.batch(order.indices(range(first, first + 4)))
+        assert batch["condition"].shape[-2:] == tuple(8 * side for side in batch["moments"].shape[-2:])
+    accumulating = {"train": {"accumulation": 2}, **given}
+    train_controlnet(config(base, folder, tmp_path / "whole", **accumulating))
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(run: Any) -> None:
+        if run.step == 3:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train_controlnet(config(base, folder, tmp_path / "cut", **accumulating), cut)
+    train_controlnet(config(base, folder, tmp_path / "cut", train={"resume": "must", "accumulation": 2}, **given))
+    one, other = (checkpoints.load(tmp_path / name / "checkpoints", 4).model for name in ("whole", "cut"))
+    assert all(torch.equal(other[name], tensor) for name, tensor in one.items())
+
+
+def test_extracted_conditions_are_cached_and_equal_those_that_are_read(base: Path, dataset: Path, tmp_path: Path) -> None:
+    task = task_of(config(base, dataset, tmp_path, data={"condition": "canny", "extract": True, "flip": True}))
+    assert task.conditions is not None
+    batch = task.batch([1, 11])
+    for row, index in enumerate((1, 11)):
+        assert torch.equal(batch["condition"][row], condition_to_tensor(task.loader.condition(task.pairs[index])))
+    assert torch.equal(batch["condition"][1], batch["condition"][0].flip(-1))
