@@ -109,6 +109,7 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
         run_history=False,
         footer_links=[],
         ssr_mode=False,
+        _frontend=False,  # no test whether the page answers within three seconds: a busy machine may take longer, and is no reason to stop
         theme=gr.themes.Base(
             primary_hue="teal",
             neutral_hue="slate",
