@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from core.errors import BadRequest
-from core.skeleton import BODY_25, COLOURS, JOINTS, LIMB_JOINTS, LIMBS, Joints, detect_joints, draw_pose, oks, pck
+from core.skeleton import COLOURS, JOINTS, LIMB_JOINTS, LIMBS, Joints, detect_joints, draw_pose, oks, pck
 
 
 def standing(scale: float = 1.0, shift: tuple[float, float] = (0.0, 0.0)) -> Joints:
