@@ -30,7 +30,7 @@ from batch.manifest import Row  # noqa: E402
 from batch.runner import Settings, run_batch  # noqa: E402
 from batch.store import open_store  # noqa: E402
 from batch.work import Drawer, OpenRenderer  # noqa: E402
-from controls.canny import CONTROL as CANNY  # noqa: E402
+from controls.prepare import load_map  # noqa: E402
 from core.request import ControlUnit, RenderRequest  # noqa: E402
 from pipelines.engine import TOYLAND  # noqa: E402
 
@@ -93,10 +93,8 @@ def diffusers_loop() -> Callable[[Sequence[Job], Path], None]:
         out.mkdir(parents=True)
         for job in jobs:
             request = job.request
-            size = (request.width, request.height)
-            # Area, as ours: the same map, so that the same picture comes of it.
-            photograph = PIL.Image.open(request.controls[0].image).convert("RGB").resize(size, PIL.Image.Resampling.BOX)
-            edges = PIL.Image.fromarray(CANNY.extract(np.asarray(photograph), CANNY.params()))
+            unit = request.controls[0]
+            edges = PIL.Image.fromarray(load_map(unit, request.width, request.height).map_HWC)  # the same map, so the same picture
             image = pipe(
                 request.prompt,
                 edges,
