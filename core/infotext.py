@@ -11,7 +11,7 @@ from typing import Any
 
 from core.request import ControlUnit, RenderRequest
 
-_SAMPLERS = {
+SAMPLER_NAMES = {
     "euler": "Euler",
     "euler_ancestral": "Euler a",
     "heun": "Heun",
@@ -48,7 +48,7 @@ def infotext(request: RenderRequest, index: int, hashes: Mapping[str, str], para
     seed, variation = request.seeds(index)
     settings: dict[str, Any] = {
         "Steps": request.steps,
-        "Sampler": _SAMPLERS.get(request.sampler, request.sampler),
+        "Sampler": SAMPLER_NAMES.get(request.sampler, request.sampler),
         "Schedule type": _SCHEDULES.get(request.schedule, request.schedule.capitalize()),
         "CFG scale": request.guidance_scale,
         "Seed": seed,

@@ -1,15 +1,21 @@
 """Components made from pydantic fields: bounds, defaults and explanations stand once, in the model."""
 
 import math
-import types
-from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, get_args
 
 import gradio as gr
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-MOST_SLIDER_POSITIONS = 256  # a whole number with more values than that is typed, not dragged
+import controls
+from web.settings import Sort, bound, pool, slots, sort_of, without_none
+
+# Bounds and choices change with a unit's kind, and what a browser sends meanwhile belongs to the ones before: Gradio's own check would
+# answer with an error of its own. Everything is checked by the models, whose message says more.
+for _component in (gr.Slider, gr.Dropdown):
+    _component.preprocess = lambda self, payload: payload
+
+_MAKERS: dict[Sort, Any] = {"slider": gr.Slider, "number": gr.Number, "checkbox": gr.Checkbox, "choice": gr.Dropdown, "text": gr.Textbox}
 
 
 def components(model: type[BaseModel], prefix: str) -> dict[str, Any]:
@@ -25,43 +31,50 @@ def component(model: type[BaseModel], name: str, **overrides: Any) -> Any:
     Raises:
         TypeError: no component is known for the field's type, which is our own mistake.
     """
-    field = model.model_fields[name]
-    kind = _without_none(field.annotation)
+    return _MAKERS[sort_of(model, name)](**(properties(model, name) | overrides))
+
+
+def properties(model: type[BaseModel], name: str) -> dict[str, Any]:
+    """What the component for one field is made with: label, explanation, value, bounds or choices."""
+    field, sort = model.model_fields[name], sort_of(model, name)
     default = field.get_default(call_default_factory=True)
-    options: dict[str, Any] = {
+    made: dict[str, Any] = {
         "label": name.replace("_", " ").capitalize(),
         "info": _sentence(field.description),
         "value": None if default is PydanticUndefined else default,
     }
-    if kind is bool:
-        return gr.Checkbox(**(options | overrides))
-    if get_origin(kind) is Literal:
-        return gr.Dropdown(**(options | {"choices": [(str(choice), choice) for choice in get_args(kind)]} | overrides))
-    if kind is int or kind is float:
-        return _number(kind, field.metadata, options | overrides)
-    if kind is str or kind is Path:
-        text = options["value"]
-        return gr.Textbox(**(options | {"value": "" if text is None else str(text)} | overrides))
-    raise TypeError(f"no component is known for {model.__name__}.{name} of type {field.annotation}")
+    if sort == "choice":
+        made["choices"] = [(str(choice), choice) for choice in get_args(without_none(field.annotation))]
+    if sort == "text":
+        made["value"] = "" if made["value"] is None else str(made["value"])
+    step = bound(field.metadata, "multiple_of")
+    if sort == "number":
+        made["step"] = step or (1 if without_none(field.annotation) is int else None)
+    if sort == "slider":
+        low, high = bound(field.metadata, "ge", "gt"), bound(field.metadata, "le", "lt")
+        made |= {"minimum": low, "maximum": high, "step": step or (1 if without_none(field.annotation) is int else _round_step(high - low))}
+    return made
 
 
-def _number(kind: type[int] | type[float], metadata: list[Any], options: dict[str, Any]) -> Any:
-    """A slider between two bounds, where there are two and it is not too fine; otherwise a number to type."""
-    low, high = _bound(metadata, "ge", "gt"), _bound(metadata, "le", "lt")
-    step = _bound(metadata, "multiple_of")
-    if low is None or high is None:
-        return gr.Number(**({"step": step or 1} | options))
-    if kind is float:
-        return gr.Slider(**({"minimum": low, "maximum": high, "step": step or _round_step(high - low)} | options))
-    if (high - low) / (step or 1) >= MOST_SLIDER_POSITIONS:
-        return gr.Number(**({"step": step or 1} | options))
-    return gr.Slider(**({"minimum": low, "maximum": high, "step": step or 1} | options))
+def prepared(prefix: str, kind: str) -> dict[str, Any]:
+    """A component for every slot, under `<prefix>.<slot>`, showing the settings of `kind`."""
+    shown = dict(zip(pool(), settings_of(kind), strict=True))
+    made = {}
+    for slot in pool():
+        blank = {"minimum": 0, "maximum": 1} if slot.startswith("slider") else {}
+        made[f"{prefix}.{slot}"] = _MAKERS[slot.split()[0]](**(blank | {"visible": False, "interactive": True} | shown[slot]))  # type: ignore[index]
+    return made
 
 
-def _bound(metadata: list[Any], *names: str) -> Any:
-    """The first constraint of that name among a field's annotated_types."""
-    found = (getattr(constraint, name, None) for constraint in metadata for name in names)
-    return next((value for value in found if value is not None), None)
+def settings_of(kind: str) -> list[dict[str, Any]]:
+    """For every slot the properties with which it shows its setting of `kind`; hidden where the kind has none.
+
+    Raises:
+        BadRequest: no such kind.
+    """
+    params = controls.get(kind).params
+    fields = {slot: name for name, slot in slots(params).items()}
+    return [properties(params, fields[slot]) | {"visible": True} if slot in fields else {"visible": False} for slot in pool()]
 
 
 def _round_step(span: float) -> float:
@@ -69,14 +82,6 @@ def _round_step(span: float) -> float:
     power = math.floor(math.log10(span / 100) + 1e-9)
     factor = max(factor for factor in (1, 2, 5) if factor * 10.0**power <= span / 100 * (1 + 1e-9))
     return float(f"{factor}e{power}")
-
-
-def _without_none(annotation: Any) -> Any:
-    """`int | None` as `int`."""
-    if get_origin(annotation) in (Union, types.UnionType):
-        kinds = [kind for kind in get_args(annotation) if kind is not type(None)]
-        return kinds[0] if len(kinds) == 1 else annotation
-    return annotation
 
 
 def _sentence(description: str | None) -> str | None:

@@ -1,9 +1,12 @@
-"""What the page's components hold, by name, made into requests.
+"""What the page's components hold, by name, made into requests; and requests made into what they hold.
 
-A component's name says whose field it is: `prompt` is the request's, `control.weight` the control unit's, `canny.low` that of a kind's
-own settings. Values are what a browser sent: everything is checked by the models again.
+A component's name says whose field it is: `prompt` is the request's, `hires.scale` the second pass's, `control.2.weight` that of control
+unit 2, and `control.2.slider 0` one of its kind's own settings (see `web.settings`). Values are what a browser sent: everything is checked
+by the models again.
 """
 
+import base64
+import binascii
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,56 +15,64 @@ from pydantic import ValidationError
 
 import controls
 from controls.prepare import Prepared, load_map
-from core.errors import BadRequest
-from core.files import publish
+from core.errors import BadImage, BadRequest
+from core.files import publish, sha256_file
 from core.images import decode, encode_png, sha256_pixels
-from core.request import ControlUnit, RenderRequest, build_request, explain
+from core.provenance import Record
+from core.request import MAX_CONTROLS, ControlUnit, Hires, RenderRequest, build_request, explain
+from web.settings import slots
 
 Values = Mapping[str, Any]
 
+_PAINTED = "data:image/png;base64,"
 
-def read_request(values: Values, out: Path) -> RenderRequest:
-    """The request that the page asks for; the control picture is kept in `out`, so that it can be drawn again.
+
+def read_request(values: Values, out: Path, model: str) -> RenderRequest:
+    """The request that the page asks for; its pictures are kept in `out`, so that it can be drawn again. model: the renderer's own.
+
+    Raises:
+        BadRequest, BadImage: a value or a picture is refused.
+    """
+    asked = {name: value for name, value in values.items() if name in RenderRequest.model_fields and name not in ("init_image", "mask")}
+    if str(asked.get("model") or "").strip() in ("", model):
+        asked.pop("model", None)
+    if values.get("hires.on"):
+        asked["hires"] = {name: values[f"hires.{name}"] for name in Hires.model_fields if f"hires.{name}" in values}
+    build_request(asked)
+    given = [i for i in range(MAX_CONTROLS) if _is_given(values, i)]
+    for i in given:  # everything is checked before anything is written
+        _unit(values, i)
+    asked["controls"] = [read_unit(values, i, out) for i in given]
+    if values.get("init_image"):
+        asked["init_image"] = keep_picture(Path(values["init_image"]), out)
+        if values.get("mask"):
+            asked["mask"] = keep_painting(values["mask"], out)
+    return build_request(asked)
+
+
+def read_unit(values: Values, index: int, out: Path) -> ControlUnit:
+    """Control unit `index`, its picture and its region kept in `out`. What is painted without a picture is itself the finished map.
+
+    Raises:
+        BadRequest, BadImage: a value or a picture is refused.
+    """
+    unit, painted = _unit(values, index), values.get(f"control.{index}.painting")
+    if not values[f"control.{index}.image"]:
+        return unit.model_copy(update={"image": keep_painting(painted, out), "ready": True})
+    region = None if not painted else keep_painting(painted, out)
+    return unit.model_copy(update={"image": keep_picture(unit.image, out), "mask": region})
+
+
+def read_map(values: Values, index: int) -> Prepared | None:
+    """A control's map as the network will see it, or None without a picture.
 
     Raises:
         BadRequest, BadImage: a value or the picture is refused.
     """
-    asked = {name: value for name, value in values.items() if name in RenderRequest.model_fields}
-    unit = read_unit(values)
-    request = build_request(asked)  # before anything is written
-    return request if unit is None else request.model_copy(update={"controls": (keep_image(unit, out),)})
-
-
-def read_map(values: Values) -> Prepared | None:
-    """The control's map as the network will see it, or None without a picture.
-
-    Raises:
-        BadRequest, BadImage: a value or the picture is refused.
-    """
-    unit = read_unit(values)
-    if unit is None:
+    if not values[f"control.{index}.image"]:
         return None
     size = build_request({"width": values["width"], "height": values["height"]})
-    return load_map(unit, size.width, size.height)
-
-
-def read_unit(values: Values) -> ControlUnit | None:
-    """The control unit, or None without a picture.
-
-    Raises:
-        BadRequest: a value is refused.
-    """
-    asked = {name: values[f"control.{name}"] for name in ControlUnit.model_fields if f"control.{name}" in values}
-    if not asked["image"]:
-        return None
-    kind = str(asked["kind"])
-    asked["model"] = (asked.get("model") or "").strip() or None
-    asked["params"] = {name: values[f"{kind}.{name}"] for name in controls.get(kind).params.model_fields}
-    controls.get(kind).parse_params(asked["params"])
-    try:
-        return ControlUnit.model_validate(asked)
-    except ValidationError as error:
-        raise BadRequest(explain(error)) from None
+    return load_map(_unit(values, index), size.width, size.height)
 
 
 def looks_finished(kind: str, image: Path) -> bool | None:
@@ -74,13 +85,110 @@ def looks_finished(kind: str, image: Path) -> bool | None:
     return None if look is None else look(decode(image))
 
 
-def keep_image(unit: ControlUnit, out: Path) -> ControlUnit:
-    """The unit with its picture published under `out`, named by its content: uploads are deleted, records stay true.
+def keep_picture(path: Path, out: Path) -> Path:
+    """The picture published under `out`, named by its content: uploads are deleted, records stay true.
 
     What the file said besides its pixels (place, camera, name) is not kept.
     """
-    image_HWC = decode(unit.image)
-    path = out / "controls" / f"{sha256_pixels(image_HWC)[:24]}.png"
-    if not path.exists():
-        publish(path, encode_png(image_HWC))
-    return unit.model_copy(update={"image": path})
+    image_HWC = decode(path)
+    kept = out / "controls" / f"{sha256_pixels(image_HWC)[:24]}.png"
+    if not kept.exists():
+        publish(kept, encode_png(image_HWC))
+    return kept
+
+
+def keep_painting(painted: Any, out: Path) -> Path:
+    """What was painted on the page (a PNG as `data:` address, white on black), published as `keep_picture` does.
+
+    Raises:
+        BadImage: it is no such PNG.
+    """
+    try:
+        data = base64.b64decode(str(painted).removeprefix(_PAINTED), validate=True)
+    except (binascii.Error, ValueError):
+        data = b""
+    if not str(painted).startswith(_PAINTED) or not data:
+        raise BadImage("what was painted did not arrive as a PNG: clear it and paint it again")
+    image_HWC = decode(data)
+    kept = out / "controls" / f"{sha256_pixels(image_HWC)[:24]}.png"
+    if not kept.exists():
+        publish(kept, encode_png(image_HWC))
+    return kept
+
+
+def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tuple[dict[str, Any], list[str]]:
+    """What the page holds for a request, by name, and what of it could not be brought back.
+
+    A picture is brought back only where it lies in `out` and, with a record, is still the one that was used: whoever wrote the request
+    could name any file of this machine.
+    """
+    values: dict[str, Any] = {
+        name: value for name, value in request if name not in ("controls", "init_image", "mask", "hires", "loras", "model")
+    }
+    lost: list[str] = []
+    if "model" in request.model_fields_set:
+        values["model"] = request.model
+    values["hires.on"] = request.hires is not None
+    if request.hires is not None:
+        values |= {f"hires.{name}": value for name, value in request.hires}
+    values["init_image"] = _found(request.init_image, out, record.init_sha256 if record else None)
+    if request.init_image is not None and values["init_image"] is None:
+        lost.append("the picture it began from")
+    mask = _found(request.mask, out, record.mask_sha256 if record else None) if values["init_image"] else None
+    values["mask"] = "" if mask is None else painting(Path(mask))
+    for i, unit in enumerate(request.controls):
+        known = record.controls[i] if record else None
+        image = _found(unit.image, out, known.source_sha256 if known else None)
+        if image is None:
+            lost.append(f"the picture of control {i + 1} ({unit.kind})")
+        region = _found(unit.mask, out, known.mask_sha256 if known else None)
+        values |= {f"control.{i}.{name}": getattr(unit, name) for name in ("kind", "ready", "weight", "mode", "resize")}
+        values |= {f"control.{i}.image": image, f"control.{i}.painting": "" if region is None else painting(Path(region))}
+        values |= {f"control.{i}.window": [unit.start, unit.end], f"control.{i}.model": unit.model or "", f"control.{i}.on": True}
+        params = controls.get(unit.kind).parse_params(unit.params)
+        values |= {f"control.{i}.{slot}": getattr(params, name) for name, slot in slots(type(params)).items()}
+    for i in range(len(request.controls), MAX_CONTROLS):
+        values |= {f"control.{i}.on": False, f"control.{i}.image": None, f"control.{i}.painting": ""}
+    return values, lost
+
+
+def painting(path: Path) -> str:
+    """A mask as the page's painting."""
+    return _PAINTED + base64.b64encode(encode_png(decode(path))).decode()
+
+
+def _is_given(values: Values, index: int) -> bool:
+    on = values.get(f"control.{index}.on")
+    return bool(on and (values.get(f"control.{index}.image") or values.get(f"control.{index}.painting")))
+
+
+def _unit(values: Values, index: int) -> ControlUnit:
+    """A control unit as it stands on the page; its picture is where the browser's upload lies."""
+    prefix = f"control.{index}."
+    asked = {name: values[prefix + name] for name in ControlUnit.model_fields if name not in ("mask",) and prefix + name in values}
+    asked["image"] = asked.get("image") or "painting.png"
+    control = controls.get(str(asked["kind"]))
+    asked["model"] = str(asked.get("model") or "").strip() or None
+    asked["params"] = {name: values[prefix + slot] for name, slot in slots(control.params).items()}
+    control.parse_params(asked["params"])
+    window = values.get(f"{prefix}window")
+    if not isinstance(window, list | tuple) or len(window) != 2:
+        raise BadRequest(f"controls.{index}.window: give start and end, two numbers from 0 to 1")
+    asked["start"], asked["end"] = window
+    try:
+        return ControlUnit.model_validate(asked)
+    except ValidationError as error:
+        raise BadRequest(f"controls.{index}.{explain(error)}") from None
+
+
+def _found(path: Path | None, out: Path, sha256: str | None = None) -> str | None:
+    """A file's path where it may be shown."""
+    if path is None or path.suffix != ".png":
+        return None
+    try:
+        real = path.resolve()
+        if not real.is_relative_to(out.resolve()) or not real.is_file() or (sha256 and sha256_file(real) != sha256):
+            return None
+    except (OSError, ValueError):
+        return None
+    return str(real)

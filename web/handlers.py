@@ -1,4 +1,4 @@
-"""What happens when something on the page is used: values in, one call into the house, components out."""
+"""What happens when something in Create is used: values in, one call into the house, components out."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,31 +8,44 @@ from typing import Any
 import gradio as gr
 
 from core.errors import Cancelled, LimnError
-from web import form, words
+from core.provenance import read_record
+from core.request import MAX_CONTROLS
+from web import form, pictures, words
+from web.fields import settings_of
 from web.service import Drawing, Finished, Service
+from web.settings import pool
 
 Changes = dict[Any, Any]  # component → its new value or properties
 
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """The page's components. inputs: by the names that `web.form` reads; settings: the part of the page with each kind's own settings."""
+    """Create's components. inputs: by the names that `web.form` reads; columns: each control unit's part of the page."""
 
     inputs: dict[str, Any]
-    settings: dict[str, Any]
-    model: Any
-    map: Any
-    map_note: Any
+    columns: list[Any]
+    state: Any
+    tokens: Any
     render: Any
     cancel: Any
     picture: Any
     status: Any
     result: Any
+    after: Any
     download: Any
+    run: Any
+    taken: Any
+    chosen: Any
+    overlay: Any
+    command: Any
+    python: Any
 
 
 class Handlers:
-    """The page's behaviour. `values` are those of `Parts.inputs`, in order; outputs are named by component."""
+    """Create's behaviour. `values` are those of `Parts.inputs`, in order; outputs are named by component.
+
+    `taken` are the files of this run's pictures and `chosen` is the one that is shown: both stay on the server.
+    """
 
     def __init__(self, service: Service, parts: Parts) -> None:
         self.service, self.parts = service, parts
@@ -45,41 +58,28 @@ class Handlers:
         inputs = self.parts.inputs
         yield {inputs["sampler"]: gr.update(choices=list(SAMPLERS)), inputs["schedule"]: gr.update(choices=list(SCHEDULES))}
         while not self.service.loaded.wait(1):
-            yield {self.parts.model: gr.skip()}
+            yield {self.parts.state: gr.skip()}
         problem = self.service.problem
         yield {
-            self.parts.model: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready")
+            self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready")
         }
 
-    def show_settings(self, kind: str) -> list[Any]:
-        """The chosen kind's own settings, and no other's."""
-        return [gr.update(visible=name == kind) for name in self.parts.settings]
-
-    def notice_map(self, kind: str, image: str | None) -> Any:
-        """The *ready* switch, set when the uploaded picture is a finished map already."""
+    def count_tokens(self, prompt: str) -> str:
+        """How long the prompt is for the model."""
         try:
-            finished = form.looks_finished(kind, Path(image)) if image else None
-        except LimnError:  # show_map says what is wrong
-            finished = None
-        return gr.skip() if finished is None else finished
-
-    def show_map(self, *values: Any) -> Changes:
-        """The map as the network will see it."""
-        asked = self._named(values)
-        try:
-            prepared = form.read_map(asked)
+            counted = self.service.count_tokens(prompt)
         except LimnError as error:
-            return {self.parts.map: None, self.parts.map_note: words.note(self._plain(error, asked), problem=True)}
-        warnings = " ".join(words.plain(warning, {}) for warning in prepared.warnings) if prepared else ""
-        return {self.parts.map: prepared.map_HWC if prepared else None, self.parts.map_note: words.note(warnings)}
+            return words.note(words.plain(str(error), {}), problem=True)
+        return words.note(words.tokens(*counted)) if counted and prompt else ""
 
     def render(self, visitor: gr.Request, *values: Any) -> Iterator[Changes]:
-        """The request drawn: waiting, step after step with previews, then the picture, or one sentence that says why not."""
+        """The request drawn: waiting, step after step with previews, then the pictures, or one sentence that says why not."""
         asked = self._named(values)
         shown = None
         try:
-            job = self.service.submit(form.read_request(asked, self.service.out), str(visitor.session_hash))
-            yield self._busy() | {self.parts.result: "", self.parts.download: gr.update(visible=False)}
+            request = form.read_request(asked, self.service.out, self.service.model)
+            job = self.service.submit(request, str(visitor.session_hash))
+            yield self._busy() | {self.parts.result: "", self.parts.after: gr.update(visible=False)}
             for news in job.follow():
                 changes: Changes = {self.parts.status: words.bar(news)}
                 if isinstance(news, Drawing) and news.preview is not None and news.preview is not shown:
@@ -90,23 +90,106 @@ class Handlers:
         except Cancelled:
             yield self._idle() | {self.parts.status: words.note("Cancelled.")}
         except LimnError as error:
-            yield self._idle() | {self.parts.status: words.note(self._plain(error, asked), problem=True)}
+            yield self._idle() | {self.parts.status: words.note(self.plain(error, asked), problem=True)}
 
     def cancel(self, visitor: gr.Request) -> None:
         """Stops what this visitor has asked for; `render` says so on the page."""
         self.service.cancel(str(visitor.session_hash))
 
+    def choose(self, taken: list[str], event: gr.SelectData) -> Changes:
+        """One picture of the run, shown large."""
+        index = event.index
+        return self._show(taken[index]) if isinstance(index, int) and 0 <= index < len(taken) else {}
+
+    def reuse_seed(self, chosen: str) -> Any:
+        """The shown picture's seed."""
+        return read_record(Path(chosen)).seed if chosen else gr.skip()
+
+    def start_from(self, chosen: str) -> Any:
+        """The shown picture as the one to begin from."""
+        return self._copy(chosen) if chosen else gr.skip()
+
+    def control_from(self, chosen: str) -> list[Any]:
+        """The shown picture as the first control's."""
+        return [self._copy(chosen), False] if chosen else [gr.skip(), gr.skip()]
+
+    def vary(self, chosen: str) -> Changes:
+        """The settings of a small variation of the shown picture."""
+        if not chosen:
+            return {}
+        record, inputs = read_record(Path(chosen)), self.parts.inputs
+        _, variation = record.request.seeds(record.index)
+        new = 0 if variation is None else variation + 1
+        return {inputs["seed"]: record.seed, inputs["variation_strength"]: pictures.VARIED, inputs["variation_seed"]: new}
+
+    def upscale(self, chosen: str) -> Changes:
+        """The shown picture's settings with a second, larger pass."""
+        if not chosen:
+            return {}
+        record = read_record(Path(chosen))
+        return {self.parts.inputs["seed"]: record.seed, self.parts.inputs["hires.on"]: True}
+
+    def show_overlay(self, chosen: str) -> Any:
+        """For every control the map that was wanted, and how the picture lies on it."""
+        if not chosen:
+            return gr.skip()
+        try:
+            return gr.update(value=pictures.overlays(Path(chosen)), visible=True)
+        except LimnError as error:
+            raise gr.Error(words.plain(str(error), {}), print_exception=False) from None
+
+    def restore(self, path: str) -> tuple[Changes, str]:
+        """The settings of a picture's file, and what is to be said about them.
+
+        Raises:
+            LimnError: the file holds none that can be read.
+        """
+        found = pictures.read_settings(Path(path))
+        values, lost = form.shown(found.request, self.service.out, found.record)
+        lost += found.lost
+        inputs, changes = self.parts.inputs, Changes()
+        for i in range(MAX_CONTROLS):
+            prefix = f"control.{i}."
+            if values.get(f"{prefix}on"):
+                kind = values[f"{prefix}kind"]
+                for slot, shown in zip(pool(), settings_of(kind), strict=True):
+                    own = {"value": values[prefix + slot]} if prefix + slot in values else {}
+                    changes[inputs[prefix + slot]] = gr.update(**(shown | own))
+            changes[self.parts.columns[i]] = gr.update(visible=values[f"{prefix}on"])
+        for name, value in values.items():
+            if name in inputs and inputs[name] not in changes:
+                changes[inputs[name]] = self._copy(value) if value and name.endswith("image") else value
+        text = f"Settings of {found.origin} are restored" + (f", but not {', '.join(lost)}." if lost else ".")
+        return changes, text
+
     def _finished(self, news: Finished) -> Changes:
-        picture, path = news.pictures[-1], news.paths[-1]
-        kinds = [unit.kind for unit in picture.record.request.controls]
-        sentences = [words.fidelity(kind, score) for kind, score in zip(kinds, picture.fidelity, strict=True)]
-        # A copy that may be served: nothing else in the output folder can be reached.
-        copy = self.parts.download.move_resource_to_block_cache(str(path))
-        return self._idle() | {
+        taken = [str(path) for path in news.paths]
+        thumbnails = [self._copy(path) for path in taken] if len(taken) > 1 else []
+        return self._idle() | self._show(taken[-1]) | {
+            self.parts.taken: taken,
+            self.parts.run: gr.update(value=thumbnails, visible=bool(thumbnails), selected_index=None),
+            self.parts.after: gr.update(visible=True),
+        }  # fmt: skip
+
+    def _show(self, path: str) -> Changes:
+        record = read_record(Path(path))
+        request = pictures.alone(record)
+        scores = [None if control.fidelity is None else control.fidelity for control in record.controls]
+        sentences = [words.fidelity(unit.kind, score) for unit, score in zip(request.controls, scores, strict=True)]
+        copy = self._copy(path)
+        return {
             self.parts.picture: copy,
+            self.parts.chosen: path,
             self.parts.result: "".join(words.note(sentence) for sentence in sentences),
-            self.parts.download: gr.update(value=copy, visible=True),
+            self.parts.download: gr.update(value=copy),
+            self.parts.command: pictures.as_command(request),
+            self.parts.python: pictures.as_python(request),
+            self.parts.overlay: gr.update(value=None, visible=False),
         }
+
+    def _copy(self, path: str) -> str:
+        """A copy that may be served: nothing else in the output folder can be reached."""
+        return str(self.parts.download.move_resource_to_block_cache(path))
 
     def _busy(self) -> Changes:
         return {self.parts.render: gr.update(interactive=False), self.parts.cancel: gr.update(interactive=True)}
@@ -117,8 +200,15 @@ class Handlers:
     def _named(self, values: tuple[Any, ...]) -> dict[str, Any]:
         return dict(zip(self.parts.inputs, values, strict=True))
 
-    def _plain(self, error: LimnError, asked: dict[str, Any]) -> str:
-        """The error in the visitor's terms: there is one control, and its upload is known by its own name, not by where it lies here."""
-        kind, image = asked["control.kind"], asked["control.image"]
-        names = {"controls.0.": "", "control 0: ": "", f"control 0 ({kind}): ": ""}
-        return words.plain(str(error), names | ({f"{Path(image).parent}/": ""} if image else {}))
+    def plain(self, error: LimnError, asked: dict[str, Any]) -> str:
+        """The error in the visitor's terms: controls are counted from 1, an upload is known by its own name, not by where it lies."""
+        alone = sum(bool(asked[f"control.{i}.on"]) for i in range(MAX_CONTROLS)) == 1
+        names: dict[str, str] = {}
+        for i in range(MAX_CONTROLS):
+            ours = "" if alone else f"control {i + 1}: "
+            names |= {f"controls.{i}.": ours, f"control {i} ({asked[f'control.{i}.kind']}): ": ours, f"control {i}: ": ours}
+            if asked[f"control.{i}.image"]:
+                names[f"{Path(asked[f'control.{i}.image']).parent}/"] = ""
+        if asked.get("init_image"):
+            names[f"{Path(asked['init_image']).parent}/"] = ""
+        return words.plain(str(error), names)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 CAPACITY = 32
+PER_VISITOR = 4
 PREVIEW_SHARE = 0.05  # of the time, at most, goes into previews
 NEWS_INTERVAL_S = 0.2  # a visitor hears no more often than that
 HEARTBEAT_S = 0.5  # and no less often, so that one who has gone is noticed
@@ -127,16 +128,52 @@ class Service:
         """Put a request into the queue.
 
         Raises:
-            QueueFull: too many are waiting.
+            QueueFull: too many are waiting, of all visitors or of this one.
         """
         job = Job(request, visitor, self._withdraw)
         with self._changed:
+            mine = sum(one.visitor == visitor for one in (self._drawing, *self._waiting) if one is not None)
+            if mine >= PER_VISITOR:
+                raise QueueFull(f"{mine} of your pictures are waiting already, which is the limit for one visitor: wait for one of them")
             if len(self._waiting) >= CAPACITY:
                 raise QueueFull(f"{len(self._waiting)} pictures are waiting already, which is the limit: try again in a moment")
             self._waiting.append(job)
             self._tell_places()
             self._changed.notify_all()
         return job
+
+    def models(self) -> list[str]:
+        """Models to choose from: the one that is loaded, and those that are installed."""
+        from renderer import ROOT
+
+        installed = [folder.parent for folder in sorted((ROOT / "models").glob("*/base"))]
+        return list(dict.fromkeys([self.model, *(folder.name for folder in installed if folder.name == "toyland")]))
+
+    def networks(self) -> list[str]:
+        """ControlNets that lie beside the model."""
+        from renderer import ROOT
+
+        base = ROOT / "models" / "toyland" / "base" if self.model == "toyland" else Path(self.model)
+        return [_short(folder) for folder in sorted(base.parent.glob("controlnet-*"))] if base.is_dir() else []
+
+    def count_tokens(self, prompt: str) -> tuple[int, int] | None:
+        """(tokens of the prompt, room for them); None while the model is loading, or where it reads text otherwise.
+
+        Raises:
+            BadRequest: the prompt's syntax is wrong.
+        """
+        renderer = self._renderer
+        if renderer is None:
+            return None
+        from pipelines.clip import count_tokens
+        from pipelines.engine import resolve
+        from pipelines.prompt import parse
+
+        family = renderer.engine.base(resolve(self.model))
+        tokenizer = getattr(family, "tokenizer", None)
+        if type(tokenizer).__name__ != "CLIPTokenizer":
+            return None
+        return count_tokens(tokenizer, parse(prompt, 1).parts[0].at(0))
 
     def cancel(self, visitor: str) -> None:
         """Stop everything that a visitor has asked for."""
@@ -238,6 +275,11 @@ class _Reporter:
             self._first_step, self._first_done = now, done
             return None
         return (now - self._first_step) / (done - self._first_done) * (total - done)
+
+
+def _short(folder: Path) -> str:
+    """A path from here where it lies below."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _explained(error: Exception) -> LimnError:

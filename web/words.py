@@ -1,10 +1,12 @@
 """What the page says, in plain words."""
 
+import datetime
 from collections.abc import Mapping
 from html import escape
 
 import controls
 from core.control import Score
+from core.provenance import Fidelity, Record
 from web.service import Drawing, Finished, News, Waiting
 
 _GRADES = ((0.9, "very closely"), (0.7, "closely"), (0.5, "roughly"), (0.25, "loosely"))
@@ -25,7 +27,12 @@ def progress(news: News) -> str:
             return f"Done in {duration(seconds)}, seed {pictures[-1].record.seed}."
 
 
-def fidelity(kind: str, score: Score | None) -> str:
+def tokens(used: int, room: int) -> str:
+    """How long a prompt is."""
+    return f"{used} of {room} tokens"
+
+
+def fidelity(kind: str, score: Score | Fidelity | None) -> str:
     """How well a picture follows its control."""
     if score is None and not controls.get(kind).available():
         return f"How well it follows the {kind} map cannot be measured: no {kind} estimator is installed."
@@ -34,6 +41,26 @@ def fidelity(kind: str, score: Score | None) -> str:
     grade = next((f"Follows the {kind} map {word}" for limit, word in _GRADES if score.value >= limit), f"Hardly follows the {kind} map")
     raw = f", {score.raw:.1f} {score.unit}" if score.unit else ""
     return f"{grade}: {score.value:.2f} of 1 ({score.metric}{raw})."
+
+
+def details(record: Record, time: float) -> str:
+    """A picture's origin as HTML: the prompt, then a table."""
+    request = record.request
+    rows = {
+        "Drawn": datetime.datetime.fromtimestamp(time).strftime("%d %B %Y, %H:%M"),
+        "Model": request.model,
+        "Seed": str(record.seed),
+        "Size": f"{request.width} × {request.height}",
+        "Steps": f"{request.steps}, {request.sampler}, {request.schedule}",
+        "Guidance": f"{request.guidance_scale:g}",
+    }
+    if request.negative_prompt:
+        rows["Not"] = record.negative_prompt or request.negative_prompt
+    for unit, control in zip(request.controls, record.controls, strict=True):
+        measured = "" if control.fidelity is None else f", fidelity {control.fidelity.value:.2f}"
+        rows[unit.kind.capitalize()] = f"weight {unit.weight:g}, {unit.start:.0%} to {unit.end:.0%}{measured}"
+    table = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in rows.items())
+    return f'<p class="said">{escape(record.prompt or request.prompt) or "<i>no prompt</i>"}</p><table class="details">{table}</table>'
 
 
 def duration(seconds: float) -> str:
@@ -57,6 +84,11 @@ def note(text: str, *, problem: bool = False) -> str:
     if not text:
         return ""
     return f'<p class="{"problem" if problem else "note"}" role="{"alert" if problem else "status"}">{escape(text)}</p>'
+
+
+def share(text: str, done: float, total: float) -> str:
+    """A sentence and how far it has come, as HTML."""
+    return f'<p class="note" role="status">{escape(text)}</p><progress max="{total:g}" value="{done:.2f}" aria-label="Progress"></progress>'
 
 
 def bar(news: News) -> str:

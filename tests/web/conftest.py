@@ -1,63 +1,72 @@
 """The real page on a port of its own, as `limn ui` serves it: with the embedded model where it is installed, else with a tiny one."""
 
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from tests import tinymodels
+from core.images import encode_png
+from tests.web.running import EMBEDDED, ROOT, Site, serving
 
-ROOT = Path(__file__).parents[2]
-EMBEDDED = ROOT / "models" / "toyland"
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Page
 
-
-@dataclass(frozen=True)
-class Site:
-    """A running `limn ui`: its address, the folder of its pictures, everything it has printed."""
-
-    url: str
-    port: int
-    out: Path
-    log: list[str]
+__all__ = ["ROOT", "Site"]
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a tiny base, and tiny ControlNets beside it."""
+    from tests import tinymodels
+
     return tinymodels.build_models(tmp_path_factory.mktemp("web-models"))
 
 
 @pytest.fixture(scope="session")
-def site(models: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
-    """The page, served by a process of its own until the last test is done."""
+def site(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    """The page, until the last test is done."""
     embedded = (EMBEDDED / "base").is_dir() and (EMBEDDED / "controlnet-canny").is_dir()
-    out = tmp_path_factory.mktemp("web-out")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "cli.py"), "ui", "--port", str(port), "--out", str(out)]
-    command += [] if embedded else ["--model", str(models / "base")]
-    log: list[str] = []
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out, env=environment) as process:
-        assert process.stdout is not None
-        try:
-            while "http" not in "".join(log[-1:]):
-                line = process.stdout.readline()
-                assert line, f"limn ui ended with {process.wait()}: {''.join(log)}"
-                log.append(line)
-            rest = threading.Thread(target=log.extend, args=(process.stdout,), daemon=True)
-            rest.start()
-            yield Site(f"http://127.0.0.1:{port}", port, out, log)
-            process.send_signal(signal.SIGTERM)
-            process.wait(60)
-            rest.join(10)
-        finally:
-            process.kill()
+    model = None if embedded else str(request.getfixturevalue("models") / "base")
+    with serving(tmp_path_factory.mktemp("web-out"), model) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def photo() -> NDArray[np.uint8]:
+    """A picture of the size that is drawn, with strong and weak edges: RGB uint8 (128, 128, 3)."""
+    image_HWC = np.full((128, 128, 3), (90, 120, 90), np.uint8)
+    image_HWC[30:90, 30:100] = (220, 40, 30)
+    image_HWC[60:120, 70:110] = (75, 105, 75)
+    return image_HWC
+
+
+@pytest.fixture
+def picture_file(photo: NDArray[np.uint8], tmp_path: Path) -> Path:
+    path = tmp_path / "photo.png"
+    path.write_bytes(encode_png(photo))
+    return path
+
+
+@pytest.fixture
+def page(site: Site, browser: "Browser") -> "Iterator[Page]":
+    """The page, freshly opened; a request to any other machine fails the test, and so does a traceback in the server's log."""
+    from playwright.sync_api import expect
+
+    from tests.web.steps import PATIENCE_MS
+
+    logged = len(site.log)
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
+    context.set_default_timeout(PATIENCE_MS)
+    strangers: list[str] = []
+    page = context.new_page()
+    page.on("request", lambda request: None if request.url.startswith((site.url, "data:", "blob:")) else strangers.append(request.url))
+    page.goto(site.url)
+    expect(page.locator("#prompt textarea")).to_be_visible()
+    expect(page.locator("#model")).to_contain_text("ready", timeout=5 * PATIENCE_MS)  # what is timed below is not the loading
+    yield page
+    context.close()
+    assert strangers == []
+    assert "Traceback" not in "".join(site.log[logged:])

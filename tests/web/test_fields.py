@@ -8,6 +8,7 @@ from pydantic import Field
 
 import controls
 from core.request import Frozen
+from web import settings
 
 
 class Example(Frozen):
@@ -38,7 +39,7 @@ class Example(Frozen):
         ("which", "Dropdown", {"choices": [("left", "left"), ("right", "right")], "value": "right"}),
         ("note", "Textbox", {"value": "text"}),
         ("where", "Textbox", {"value": ""}),
-        ("maybe", "Slider", {"minimum": 0, "maximum": 5}),
+        ("maybe", "Number", {"value": None}),
     ],
 )
 def test_a_field_has_its_component(name: str, kind: str, expected: dict[str, Any]) -> None:
@@ -62,6 +63,19 @@ def test_steps_are_round(span: float, step: float) -> None:
     from web.fields import _round_step
 
     assert _round_step(span) == step
+
+
+@pytest.mark.parametrize("kind", controls.names())
+def test_every_setting_has_a_slot_of_its_own(kind: str) -> None:
+    from web.fields import settings_of
+
+    params = controls.get(kind).params
+    shown = dict(zip(settings.pool(), settings_of(kind), strict=True))
+    used = settings.slots(params)
+    assert {slot for slot, one in shown.items() if one["visible"]} == set(used.values())
+    assert len(set(used.values())) == len(params.model_fields)
+    values = {name: shown[slot]["value"] for name, slot in used.items()}
+    assert params.model_validate(values) == params.model_validate({})
 
 
 @pytest.mark.parametrize("kind", controls.names())

@@ -1,110 +1,33 @@
 """The page in real headless Chromium against the running app: what a visitor sees, hears and takes home."""
 
-import io
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image as Pillow
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Page, expect
 
 import controls
 from core.images import encode_png
-from core.provenance import Record, read_record
 from tests.web.conftest import Site
+from tests.web.steps import PROMPT, canny, choose, download, pixels, render, shown, upload
 
-PROMPT = "a red sphere left of a blue cube on grass at sunset"
-PATIENCE_MS = 60_000  # for a loaded machine; nothing here waits longer than it must
-
-pytestmark = pytest.mark.timeout(300)
-expect.set_options(timeout=PATIENCE_MS)
-
-
-@pytest.fixture(scope="module")
-def photo() -> NDArray[np.uint8]:
-    """A picture of the size that is drawn, with strong and weak edges: RGB uint8 (128, 128, 3)."""
-    image_HWC = np.full((128, 128, 3), (90, 120, 90), np.uint8)
-    image_HWC[30:90, 30:100] = (220, 40, 30)
-    image_HWC[60:120, 70:110] = (75, 105, 75)
-    return image_HWC
-
-
-@pytest.fixture
-def picture_file(photo: NDArray[np.uint8], tmp_path: Path) -> Path:
-    path = tmp_path / "photo.png"
-    path.write_bytes(encode_png(photo))
-    return path
-
-
-@pytest.fixture
-def page(site: Site, browser: Browser) -> Iterator[Page]:
-    """The page, freshly opened; a request to any other machine fails the test, and so does a traceback in the server's log."""
-    logged = len(site.log)
-    context = browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True)
-    context.set_default_timeout(PATIENCE_MS)
-    strangers: list[str] = []
-    page = context.new_page()
-    page.on("request", lambda request: None if request.url.startswith((site.url, "data:", "blob:")) else strangers.append(request.url))
-    page.goto(site.url)
-    expect(page.locator("#prompt textarea")).to_be_visible()
-    yield page
-    context.close()
-    assert strangers == []
-    assert "Traceback" not in "".join(site.log[logged:])
-
-
-def upload(page: Page, path: Path) -> None:
-    page.locator("#control-image input[type=file]").set_input_files(path)
-
-
-def shown(page: Page, where: str) -> NDArray[np.uint8]:
-    """The pixels of the image in a part of the page."""
-    source = page.locator(f"{where} img").get_attribute("src")
-    assert source is not None
-    return np.asarray(Pillow.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
-
-
-def canny(image_HWC: NDArray[np.uint8], low: int, high: int) -> NDArray[np.uint8]:
-    edges: NDArray[np.uint8] = cv2.Canny(image_HWC, low, high)
-    return edges
-
-
-def render(page: Page, *, prompt: str = PROMPT, steps: int = 4, seed: int = 7) -> None:
-    page.locator("#prompt textarea").fill(prompt)
-    page.locator("#steps input").fill(str(steps))
-    page.locator("#seed input").fill(str(seed))
-    page.locator("#render").click()
-
-
-def download(page: Page, path: Path) -> Record:
-    """The finished picture, saved as a visitor would; its record."""
-    expect(page.locator("#status")).to_contain_text("Done in")
-    with page.expect_download() as started:
-        page.locator("#download").click()
-    started.value.save_as(path)
-    return read_record(path)
-
-
-def pixels(path: Path) -> NDArray[np.uint8]:
-    return np.asarray(Pillow.open(path))
+pytestmark = pytest.mark.timeout(900)  # the first test also waits for the server
 
 
 def test_a_controlled_picture_from_prompt_to_download(
     page: Page, site: Site, photo: NDArray[np.uint8], picture_file: Path, tmp_path: Path
 ) -> None:
     upload(page, picture_file)
-    map_image = page.locator("#map img")
+    map_image = page.locator("#map-0 img")
     expect(map_image).to_be_visible()
-    assert np.array_equal(shown(page, "#map")[..., 0], canny(photo, 100, 200))
+    assert np.array_equal(shown(page, "#map-0")[..., 0], canny(photo, 100, 200))
 
     before = map_image.get_attribute("src")
     page.get_by_label("number input for Low", exact=True).fill("20")
     expect(map_image).not_to_have_attribute("src", str(before))
-    assert np.array_equal(shown(page, "#map")[..., 0], canny(photo, 20, 200))
+    assert np.array_equal(shown(page, "#map-0")[..., 0], canny(photo, 20, 200))
     assert not np.array_equal(canny(photo, 20, 200), canny(photo, 100, 200))
 
     render(page)
@@ -112,7 +35,12 @@ def test_a_controlled_picture_from_prompt_to_download(
     expect(page.locator("#fidelity")).to_contain_text(re.compile(r"ollows the canny map.*\d\.\d\d of 1 \(edge F1 within 1 px\)\."))
     assert (record.request.prompt, record.request.steps, record.seed) == (PROMPT, 4, 7)
     (unit,), (control,) = record.request.controls, record.controls
-    assert (unit.kind, unit.ready, unit.weight, control.params) == ("canny", False, 1.0, {"low": 20, "high": 200})
+    assert (unit.kind, unit.ready, unit.weight, control.params) == (
+        "canny",
+        False,
+        1.0,
+        {"low": 20, "high": 200, "automatic": False, "scales": 1},
+    )
     assert control.fidelity is not None
     assert f"{control.fidelity.value:.2f} of 1" in page.locator("#fidelity").inner_text()
     published = site.out / record.file_name()
@@ -124,21 +52,24 @@ def test_a_controlled_picture_from_prompt_to_download(
 
 
 def test_settings_follow_the_kind(page: Page) -> None:
-    for kind in controls.names():
-        page.get_by_label(kind, exact=True).check()
-        for other in controls.names():
-            sliders = page.locator(f"#settings-{other} input[type=range]")
-            expect(sliders).to_have_count(len(controls.get(other).params.model_fields) if other == kind else 0)
+    before: set[str] = set()
+    for kind in ("depth", "invert", "lines", "shuffle", "canny"):
+        choose(page, "kind-0", kind)
+        fields = {name.replace("_", " ").capitalize() for name in controls.get(kind).params.model_fields}
+        for label in fields | before:
+            shown_label = page.locator("#settings-0").get_by_text(label, exact=True)
+            expect(shown_label).to_have_count(1 if label in fields else 0)
+        before = fields
 
 
 def test_a_finished_map_is_noticed_and_shown_as_it_is(page: Page, photo: NDArray[np.uint8], tmp_path: Path) -> None:
     edges = np.repeat(canny(photo, 100, 200)[..., None], 3, axis=2)
     (tmp_path / "edges.png").write_bytes(encode_png(edges))
     upload(page, tmp_path / "edges.png")
-    expect(page.locator("#ready input")).to_be_checked()
-    page.wait_for_function("document.querySelector('#map img')")
-    expect(page.locator("#map-note")).not_to_contain_text("finished")  # the first map was extracted again, and said so
-    assert np.array_equal(shown(page, "#map"), edges)
+    expect(page.locator("#ready-0 input")).to_be_checked()
+    page.wait_for_function("document.querySelector('#map-0 img')")
+    expect(page.locator("#map-note-0")).not_to_contain_text("finished")  # the first map was extracted again, and said so
+    assert np.array_equal(shown(page, "#map-0"), edges)
 
 
 def test_live_preview_then_cancel_then_the_same_picture_again(page: Page, site: Site, tmp_path: Path) -> None:
@@ -169,13 +100,12 @@ def test_what_is_wrong_is_one_plain_sentence(page: Page, tmp_path: Path) -> None
     (tmp_path / "photo.png").write_text("this is no picture\n")
     upload(page, tmp_path / "photo.png")
     sentence = "'photo.png' is not a PNG, JPEG or WebP picture (it begins with b'this is '): convert it to PNG."
-    expect(page.locator("#map-note [role=alert]")).to_have_text(sentence)
+    expect(page.locator("#map-note-0 [role=alert]")).to_have_text(sentence)
     render(page)
     expect(page.locator("#status [role=alert]")).to_have_text(sentence)
 
     page.get_by_label("Remove Image").click()
-    expect(page.locator("#map-note")).not_to_contain_text("photo.png")
-    page.get_by_role("button", name="More").click()
+    expect(page.locator("#map-note-0")).not_to_contain_text("photo.png")
     for field, value, answer in (
         ("width", "100", "Width = 100: input should be a multiple of 8, for example 96."),
         ("width", "128", None),
@@ -189,8 +119,8 @@ def test_what_is_wrong_is_one_plain_sentence(page: Page, tmp_path: Path) -> None
 
 def test_text_from_outside_is_shown_not_interpreted(page: Page, picture_file: Path) -> None:
     upload(page, picture_file)
-    page.get_by_role("button", name="More").click()
-    page.get_by_label("ControlNet").fill("<b id=bold>${1+1}{{value}}</b>.safetensors")
+    page.locator("#fine-0").get_by_role("button", name="Paint, fit").click()
+    page.locator("#controlnet-0 input").fill("<b id=bold>${1+1}{{value}}</b>.safetensors")
     render(page)
     expect(page.locator("#status [role=alert]")).to_contain_text("<b id=bold>${1+1}{{value}}</b>.safetensors")
     assert page.locator("#bold").count() == 0
@@ -208,7 +138,7 @@ def test_narrow_windows_scroll_in_one_direction(page: Page) -> None:
     page.set_viewport_size({"width": 400, "height": 800})
     page.wait_for_function("innerWidth === 400")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
-    order = [page.locator(name).bounding_box() for name in ("#prompt", "#render", "#picture", "#kind")]
+    order = [page.locator(name).bounding_box() for name in ("#prompt", "#render", "#picture", "#kind-0")]
     tops = [box["y"] for box in order if box is not None]
     assert len(tops) == 4
     assert tops == sorted(tops)

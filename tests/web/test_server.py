@@ -90,7 +90,7 @@ def drawn(site: Site, image: dict[str, Any] | None) -> str:
     components = {one["id"]: one for one in config["components"]}
     data: list[Any] = [components[number]["props"].get("value") for number in call["inputs"]]
     names = [components[number]["props"].get("elem_id") for number in call["inputs"]]
-    data[names.index("control-image")] = image
+    data[names.index("image-0")] = image
     data[names.index("steps")] = 1
     body = json.dumps({"data": data}).encode()
     status, answer = ask(site, "POST", "/gradio_api/call/render", body, Content_Type="application/json")

@@ -1,0 +1,186 @@
+"""Create: prompt, controls, picture; everything else one step away."""
+
+from typing import Any
+
+import gradio as gr
+
+from core.errors import LimnError
+from core.request import Hires, RenderRequest
+from web import units
+from web.fields import component
+from web.handlers import Handlers, Parts
+from web.service import Service
+from web.sizes import ASPECTS, of_aspect
+from web.upload import upload
+from web.widgets import painter
+
+EXAMPLE = "a red sphere left of a blue cube on grass at sunset"
+GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
+RESULTS = ("render", "cancel", "picture", "status", "result", "after", "download", "run", "taken", "chosen", "overlay", "command", "python")
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_DICE = "() => Math.floor(Math.random() * 2 ** 32)"
+
+
+def build(page: Any, service: Service, state: Any) -> tuple[Parts, Handlers]:
+    """The tab's components and their behaviour. state: where the page says how far the model is."""
+    parts, made, after = _layout(service, state)
+    handlers = Handlers(service, parts)
+    _wire(page, parts, made, after, handlers)
+    return parts, handlers
+
+
+def _layout(service: Service, state: Any) -> tuple[Parts, units.Units, dict[str, Any]]:
+    """The components, in the order they are read: what is asked on the left, what comes of it on the right."""
+    with gr.Row(elem_id="columns"):
+        with gr.Column(scale=6, min_width=340, elem_id="asked"):
+            inputs = {
+                "prompt": component(RenderRequest, "prompt", lines=2, placeholder=EXAMPLE, info=None, elem_id="prompt", autofocus=True)
+            }
+            tokens = gr.HTML(elem_id="tokens")
+            inputs["negative_prompt"] = component(RenderRequest, "negative_prompt", info=None, elem_id="negative")
+            with gr.Row(elem_id="buttons"):
+                render = gr.Button("Render", variant="primary", scale=3, elem_id="render")
+                cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=100, elem_id="cancel")
+            made = units.layout(service.networks())
+            inputs |= made.inputs
+            inputs |= _sampling(service) | _start() | _more()
+        with gr.Column(scale=5, min_width=340, elem_id="shown"):
+            shown, after = _results()
+    return Parts(inputs=inputs, columns=made.columns, state=state, tokens=tokens, render=render, cancel=cancel, **shown), made, after
+
+
+def _sampling(service: Service) -> dict[str, Any]:
+    """What most people change, always in sight."""
+    new_seed = gr.Button("New", render=False)
+    inputs: dict[str, Any] = {}
+    with gr.Group():
+        with gr.Row():
+            inputs["model"] = gr.Dropdown(
+                service.models(), value=service.model, label="Model", allow_custom_value=True, elem_id="base", min_width=200, scale=2
+            )
+            inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=120, buttons=[new_seed])
+            inputs["count"] = component(RenderRequest, "count", info=None, elem_id="count", min_width=80)
+        with gr.Row():
+            inputs |= {name: component(RenderRequest, name, info=None, elem_id=name, min_width=90) for name in ("width", "height")}
+            aspect = gr.Dropdown(["", *ASPECTS], value="", label="Aspect", elem_id="aspect", min_width=90)
+        with gr.Row():
+            inputs["steps"] = component(RenderRequest, "steps", info=None, elem_id="steps", min_width=90)
+            inputs["guidance_scale"] = component(RenderRequest, "guidance_scale", info=None, elem_id="guidance", min_width=200, scale=2)
+        with gr.Row():
+            inputs |= {name: _choice(name) for name in ("sampler", "schedule")}
+    new_seed.click(None, None, inputs["seed"], js=_DICE, api_visibility="private")
+    size = [inputs["width"], inputs["height"]]
+    aspect.input(set_aspect, [aspect, *size], size, **_QUIET)
+    return inputs
+
+
+def set_aspect(aspect: str, width: Any, height: Any) -> tuple[Any, Any]:
+    """Width and height of that aspect with as many pixels as before."""
+    try:
+        return of_aspect(aspect, width, height)
+    except LimnError:
+        return gr.skip(), gr.skip()
+
+
+def _start() -> dict[str, Any]:
+    """A picture to begin from, and what of it is painted anew."""
+    inputs: dict[str, Any] = {}
+    with gr.Accordion("Begin from a picture", open=False, elem_id="start"), gr.Group():
+        inputs["init_image"] = upload(
+            label="Picture", sources=["upload", "clipboard", "webcam"], height=240, elem_id="init-image", elem_classes="source"
+        )
+        inputs["mask"] = painter("#init-image", "Paint what is drawn anew; without paint, all of it is.", elem_id="init-mask")
+        with gr.Row():
+            inputs["strength"] = component(RenderRequest, "strength", min_width=180, elem_id="strength")
+            inputs["resize"] = component(RenderRequest, "resize", info="How it is brought to the size.", min_width=120)
+        inputs["paste_back"] = component(RenderRequest, "paste_back")
+    return inputs
+
+
+def _more() -> dict[str, Any]:
+    """What few change."""
+    inputs: dict[str, Any] = {}
+    with gr.Accordion("Second, larger pass", open=False, elem_id="hires"), gr.Group():
+        inputs["hires.on"] = gr.Checkbox(False, label="Draw a second pass", elem_id="hires-on")
+        with gr.Row():
+            inputs |= {f"hires.{name}": component(Hires, name, info=None, min_width=140) for name in ("scale", "strength", "upscaler")}
+        with gr.Row():
+            inputs |= {f"hires.{name}": component(Hires, name, min_width=140) for name in ("steps", "with_control")}
+    with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
+        with gr.Row():
+            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("variation_strength", "variation_seed")}
+            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("eta", "tile_vae")}
+        with gr.Row():
+            inputs |= {name: component(RenderRequest, name, min_width=150) for name in GUIDANCE}
+    return inputs
+
+
+def _results() -> tuple[dict[str, Any], dict[str, Any]]:
+    """The picture, what is said about it, and what can be done with it."""
+    shown: dict[str, Any] = {
+        "picture": gr.Image(label="Picture", interactive=False, format="jpeg", buttons=["fullscreen"], elem_id="picture"),
+        "status": gr.HTML(elem_id="status"),
+        "run": gr.Gallery(
+            label="This run", visible=False, columns=4, height="auto", allow_preview=False, buttons=[], elem_id="run", interactive=False
+        ),
+        "result": gr.HTML(elem_id="fidelity"),
+        "taken": gr.State([]),
+        "chosen": gr.State(""),
+    }
+    with gr.Column(visible=False, elem_id="after") as shown["after"]:
+        shown["download"] = gr.DownloadButton("Download PNG", variant="primary", size="sm", elem_id="download")
+        with gr.Row(elem_id="actions"):
+            after = {
+                name: gr.Button(label, size="sm", min_width=110, elem_id=f"do-{name.replace('_', '-')}")
+                for name, label in (
+                    ("reuse_seed", "Reuse seed"),
+                    ("vary", "Vary"),
+                    ("upscale", "Upscale"),
+                    ("start_from", "Begin from it"),
+                    ("control_from", "Control with it"),
+                    ("show_overlay", "Compare with map"),
+                )
+            }
+        shown["overlay"] = gr.Gallery(
+            label="Wanted and drawn",
+            visible=False,
+            columns=2,
+            height="auto",
+            buttons=[],
+            elem_id="overlay",
+            interactive=False,
+            format="png",
+        )
+        with gr.Accordion("As a command, as Python", open=False, elem_id="code"):
+            shown["command"] = gr.Code(language="shell", label="Command", interactive=False, wrap_lines=True, lines=1, elem_id="command")
+            shown["python"] = gr.Code(language="python", label="Python", interactive=False, wrap_lines=True, lines=1, elem_id="python")
+    return shown, after
+
+
+def _choice(name: str) -> Any:
+    """A dropdown whose other choices come when the libraries are loaded."""
+    default = RenderRequest.model_fields[name].default
+    return gr.Dropdown([default], value=default, label=name.capitalize(), elem_id=name, min_width=140)
+
+
+def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
+    """Which handler answers what. Only `render` is offered to other programs."""
+    inputs, every = parts.inputs, list(parts.inputs.values())
+    greeted = page.load(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"]], **_QUIET)
+    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET)
+    units.wire(made, {name: inputs[name] for name in ("width", "height")})
+    inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
+    outputs = [getattr(parts, name) for name in RESULTS]
+    parts.render.click(handlers.render, every, outputs, concurrency_limit=None, show_progress="hidden", api_name="render")
+    parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
+    parts.run.select(handlers.choose, parts.taken, outputs, **_QUIET)
+    after["reuse_seed"].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
+    after["start_from"].click(handlers.start_from, parts.chosen, inputs["init_image"], **_QUIET)
+    after["control_from"].click(handlers.control_from, parts.chosen, [inputs["control.0.image"], inputs["control.0.ready"]], **_QUIET)
+    again = [inputs[name] for name in ("seed", "variation_strength", "variation_seed", "hires.on")]
+    for name in ("vary", "upscale"):
+        after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).then(
+            None, None, None, js="() => document.querySelector('#render').click()", api_visibility="private"
+        )
+    after["show_overlay"].click(handlers.show_overlay, parts.chosen, parts.overlay, **_QUIET)

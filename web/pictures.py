@@ -1,0 +1,125 @@
+"""What can be had from a finished picture's file: its settings, how it obeys its controls, and the same as a command or as Python."""
+
+import json
+import shlex
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+import controls
+from controls.overlay import overlay
+from controls.prepare import load_map
+from core.control import Image
+from core.errors import BadRequest
+from core.images import decode, read_png_text
+from core.provenance import Record, read_record
+from core.request import ControlUnit, RenderRequest, build_request
+from web.foreign import read_foreign
+
+VARIED = 0.2  # how far a variation goes
+
+_OPTIONS = {"negative_prompt": "--negative", "guidance_scale": "--guidance"}
+_ELSEWHERE = ("width", "height", "controls", "hires", "loras", "paste_back")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """A picture's settings. record: Limn's own, where there is one; origin: who wrote them; lost: what could not be read into a request."""
+
+    request: RenderRequest
+    origin: str
+    record: Record | None = None
+    lost: list[str] = field(default_factory=list)
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings inside a PNG of Limn, A1111, ComfyUI or InvokeAI.
+
+    Raises:
+        BadImage: not a PNG, or damaged.
+        BadRequest: it holds no settings, or such as cannot be read.
+    """
+    texts = read_png_text(path)
+    if "limn" in texts:
+        record = read_record(path)
+        return Settings(alone(record), "a Limn picture", record)
+    found = read_foreign(texts)
+    if found is None:
+        raise BadRequest(
+            f"{path.name!r} holds no settings of Limn, A1111, ComfyUI or InvokeAI: the program that saved it last may have dropped them"
+        )
+    program, values, lost = found
+    return Settings(build_request(values), f"a picture from {program}", lost=lost)
+
+
+def alone(record: Record) -> RenderRequest:
+    """The request that makes this picture and no other."""
+    seed, variation = record.request.seeds(record.index)
+    update = {"seed": seed, "count": 1} | ({} if variation is None else {"variation_seed": variation})
+    return record.request.model_copy(update=update)
+
+
+def overlays(path: Path) -> list[tuple[Image, str]]:
+    """For each control that can be measured the wanted map with the picture's own on it, and what it shows.
+
+    Raises:
+        BadImage, BadRequest: a control's picture is no longer there.
+    """
+    record, drawn_HWC = read_record(path), decode(path)
+    found = []
+    for unit in record.request.controls:
+        control = controls.get(unit.kind)
+        if not control.available():
+            continue
+        wanted_HWC = load_map(unit, drawn_HWC.shape[1], drawn_HWC.shape[0], model=record.request.model).map_HWC
+        got_HWC = control.extract(drawn_HWC, control.parse_params(unit.params))
+        found.append((np.ascontiguousarray(overlay(control, wanted_HWC, got_HWC)), f"{unit.kind}: orange is missing, blue is too much"))
+    return found
+
+
+def as_command(request: RenderRequest) -> str:
+    """The request as a `limn render` command."""
+    words = ["limn", "render"]
+    default = RenderRequest()
+    for name, value in request:
+        if name in _ELSEWHERE or value == getattr(default, name) or value is None:
+            continue
+        words += [_OPTIONS.get(name, f"--{name.replace('_', '-')}"), str(value)]
+    words += ["--size", f"{request.width}x{request.height}"] if (request.width, request.height) != (default.width, default.height) else []
+    words += ["--no-paste-back"] if not request.paste_back else []
+    for unit in request.controls:
+        words += ["--control", _control(unit)]
+    if request.hires is not None:
+        words += ["--hires", ",".join(f"{name}={value}" for name, value in request.hires if value is not None)]
+    for lora in request.loras:
+        text = "" if lora.text_weight is None else f":{lora.text_weight:g}"
+        words += ["--lora", f"{lora.name}={lora.weight:g}{text}"]
+    return shlex.join(words)
+
+
+def as_python(request: RenderRequest) -> str:
+    """The request as a program."""
+    values = json.loads(request.model_dump_json(exclude_defaults=True))
+    return (
+        "from core.request import build_request\nfrom renderer import Renderer\n\n"
+        f"request = build_request({values!r})\n"
+        f"for picture in Renderer.open({request.model!r}).render(request):\n    print(picture.save('outputs'))\n"
+    )
+
+
+def _control(unit: ControlUnit) -> str:
+    """A control as the command line writes it."""
+    items = [f"{unit.kind}={_quoted(str(unit.image))}"] + ["ready"] * unit.ready
+    defaults = ControlUnit(kind=unit.kind, image=unit.image)
+    for name, value in unit:
+        if name in ("kind", "image", "ready", "params") or value == getattr(defaults, name):
+            continue
+        items.append(f"{name}={' '.join(map(str, value)) if isinstance(value, tuple) else _quoted(str(value))}")
+    settings = controls.get(unit.kind).params()
+    items += [f"{name}={_quoted(str(value))}" for name, value in unit.params.items() if value not in (None, "", getattr(settings, name))]
+    return ",".join(items)
+
+
+def _quoted(text: str) -> str:
+    return f'"{text}"' if "," in text else text

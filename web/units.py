@@ -1,0 +1,151 @@
+"""The control units: eight of them, made beforehand and hidden, so that adding one costs nothing and loses no text."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import controls
+from core.errors import LimnError
+from core.request import MAX_CONTROLS, ControlUnit
+from web import form, words
+from web.fields import component, prepared, settings_of
+from web.handlers import Changes
+from web.settings import pool
+from web.upload import upload
+from web.widgets import painter, window
+
+NETWORK = "By default the one that belongs to the model and the kind."
+FIRST = "canny"
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+_ADD = """(...on) => {
+  const i = on.indexOf(false);
+  if (i >= 0) on[i] = true;
+  return [...on, ...on.map((visible) => ({__type__: 'update', visible}))];
+}"""
+_REMOVE = "() => [false, {__type__: 'update', visible: false}, null, '']"
+
+
+@dataclass(frozen=True, eq=False)
+class Units:
+    """inputs: what the units hold, by the names that `web.form` reads; columns: each unit's part of the page."""
+
+    inputs: dict[str, Any]
+    columns: list[Any]
+    maps: list[Any]
+    notes: list[Any]
+    add: Any
+    removes: list[Any]
+
+
+def layout(networks: list[str]) -> Units:
+    """The units, of which the first is shown. networks: the ControlNets that are offered by name."""
+    inputs: dict[str, Any] = {}
+    columns, maps, notes, removes = [], [], [], []
+    for i in range(MAX_CONTROLS):
+        with gr.Column(visible=i == 0, elem_id=f"unit-{i}", elem_classes="unit") as column, gr.Group():
+            made, map_, note, remove = _unit(i, networks)
+        inputs |= made
+        columns.append(column)
+        maps.append(map_)
+        notes.append(note)
+        removes.append(remove)
+    add = gr.Button("Add a control", size="sm", elem_id="add-control")
+    return Units(inputs, columns, maps, notes, add, removes)
+
+
+def wire(units: Units, size: dict[str, Any]) -> None:
+    """What the units do on their own. size: the inputs `width` and `height`."""
+    on = [units.inputs[f"control.{i}.on"] for i in range(MAX_CONTROLS)]
+    units.add.click(None, on, [*on, *units.columns], js=_ADD, api_visibility="private")
+    for i in range(MAX_CONTROLS):
+        prefix = f"control.{i}."
+        own = {name: one for name, one in units.inputs.items() if name.startswith(prefix)}
+        kind, image, ready = (own[f"{prefix}{name}"] for name in ("kind", "image", "ready"))
+        handlers = _UnitHandlers(i, [*own, *size], ready, units.maps[i], units.notes[i])
+        units.removes[i].click(None, None, [on[i], units.columns[i], image, own[f"{prefix}painting"]], js=_REMOVE, api_visibility="private")
+        given, shown = [*own.values(), *size.values()], [units.maps[i], units.notes[i]]
+        kind.input(handlers.show_settings, kind, [own[f"{prefix}{slot}"] for slot in pool()], **_QUIET).then(
+            handlers.show_map, given, shown, **_QUIET
+        )
+        image.upload(handlers.notice_map, [kind, image], ready, **_QUIET)
+        shaping = ("ready", "image", "resize", *pool())
+        gr.on(
+            [one.change for one in (*(own[f"{prefix}{name}"] for name in shaping), *size.values())],
+            handlers.show_map,
+            given,
+            shown,
+            trigger_mode="always_last",
+            concurrency_limit=4,
+            **_QUIET,
+        )
+
+
+class _UnitHandlers:
+    """The behaviour of one unit. `names` are those of the values it is given."""
+
+    def __init__(self, index: int, names: list[str], ready: Any, map_: Any, note: Any) -> None:
+        self.index, self.names, self.ready, self.map, self.note = index, names, ready, map_, note
+
+    def show_settings(self, kind: str) -> list[Any]:
+        """The chosen kind's own settings."""
+        return [gr.update(**shown) for shown in settings_of(kind)]
+
+    def notice_map(self, kind: str, image: str | None) -> Any:
+        """The *ready* switch, set when the uploaded picture is a finished map already."""
+        try:
+            finished = form.looks_finished(kind, Path(image)) if image else None
+        except LimnError:  # show_map says what is wrong
+            finished = None
+        return gr.skip() if finished is None else finished
+
+    def show_map(self, *values: Any) -> Changes:
+        """The map as the network will see it."""
+        asked = dict(zip(self.names, values, strict=True))
+        image = asked[f"control.{self.index}.image"]
+        hidden = {f"{Path(image).parent}/": ""} if image else {}
+        try:
+            prepared_map = form.read_map(asked, self.index)
+        except LimnError as error:
+            text = words.plain(str(error), {f"controls.{self.index}.": ""} | hidden)
+            return {self.map: None, self.note: words.note(text, problem=True)}
+        warnings = " ".join(words.plain(warning, hidden) for warning in prepared_map.warnings) if prepared_map else ""
+        return {self.map: prepared_map.map_HWC if prepared_map else None, self.note: words.note(warnings)}
+
+
+def _unit(i: int, networks: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
+    """One unit: its inputs by name, its map, what is to be said about it, and the button that removes it."""
+    prefix = f"control.{i}."
+    inputs: dict[str, Any] = {f"{prefix}on": gr.Checkbox(i == 0, visible=False)}
+    with gr.Row(elem_classes="unit-head"):
+        label = "Control" if i == 0 else f"Control {i + 1}"
+        inputs[f"{prefix}kind"] = gr.Dropdown(controls.names(), value=FIRST, label=label, scale=3, min_width=150, elem_id=f"kind-{i}")
+        inputs[f"{prefix}ready"] = component(
+            ControlUnit, "ready", info="It is the finished map.", scale=2, min_width=120, elem_id=f"ready-{i}"
+        )
+        remove = gr.Button("Remove", size="sm", scale=0, min_width=86, elem_id=f"remove-{i}")
+    with gr.Row():
+        inputs[f"{prefix}image"] = upload(
+            label="Control picture", sources=["upload", "clipboard", "webcam"], height=220, elem_id=f"image-{i}", elem_classes="source"
+        )
+        map_ = gr.Image(
+            label="Map", interactive=False, format="png", buttons=["fullscreen"], height=220, elem_id=f"map-{i}", elem_classes="map"
+        )
+    note = gr.HTML(elem_id=f"map-note-{i}", elem_classes="map-note")
+    with gr.Column(elem_id=f"settings-{i}", elem_classes="settings"):
+        inputs |= prepared(f"control.{i}", FIRST)
+    with gr.Row():
+        inputs[f"{prefix}weight"] = component(ControlUnit, "weight", info=None, min_width=180)
+        inputs[f"{prefix}window"] = window(elem_id=f"window-{i}")
+    with gr.Accordion("Paint, fit and ControlNet", open=False, elem_id=f"fine-{i}"):
+        what = "Paint where the control acts; without a picture, paint the map itself."
+        inputs[f"{prefix}painting"] = painter(f"#image-{i}", what, elem_id=f"painting-{i}")
+        with gr.Row():
+            inputs[f"{prefix}resize"] = component(ControlUnit, "resize", info=None, min_width=120, elem_id=f"resize-{i}")
+            inputs[f"{prefix}mode"] = component(ControlUnit, "mode", info=None, min_width=120, elem_id=f"mode-{i}")
+        inputs[f"{prefix}model"] = gr.Dropdown(
+            ["", *networks], value="", label="ControlNet", info=NETWORK, allow_custom_value=True, elem_id=f"controlnet-{i}"
+        )
+    return inputs, map_, note, remove
