@@ -1,0 +1,101 @@
+"""Compare: Create's request varied along axes, drawn as a grid with fidelity in each cell."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+from core.errors import Cancelled, LimnError
+from core.files import publish
+from core.images import encode_png, sha256_pixels
+from core.provenance import Record, read_record
+from web import form, grid, words
+from web.handlers import Changes, Handlers
+from web.service import Drawing, Finished
+
+NONE = "nothing"
+WHAT = "Values between commas; seeds and steps also as 1-4. Prompt words: the first is replaced by the others."
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class _Compare:
+    """The tab's behaviour."""
+
+    def __init__(self, create: Handlers, parts: dict[str, Any]) -> None:
+        self.create, self.parts = create, parts
+
+    def draw(self, visitor: gr.Request, *values: Any) -> Iterator[Changes]:
+        """Every picture of the comparison, one after another; the grid grows with them."""
+        given, asked = values[:6], dict(zip(self.create.parts.inputs, values[6:], strict=True))
+        service, parts = self.create.service, self.parts
+        done: list[tuple[grid.Cell, Path, Record]] = []
+        yield {
+            parts["draw"]: gr.update(interactive=False),
+            parts["download"]: gr.update(visible=False),
+            parts["plot"]: gr.update(visible=False),
+        }
+        try:
+            base = form.read_request(asked, service.out, service.model)
+            axes = [grid.read_axis(str(name), str(text)) for name, text in zip(given[::2], given[1::2], strict=True) if name != NONE]
+            todo = grid.cells(base, axes)
+            for number, cell in enumerate(todo):
+                for news in service.submit(cell.request, str(visitor.session_hash)).follow():
+                    if isinstance(news, Finished):
+                        done.append((cell, news.paths[0], news.pictures[0].record))
+                    share = number + (news.done / news.steps if isinstance(news, Drawing) else 0)
+                    yield {parts["said"]: words.share(f"Picture {number + 1} of {len(todo)}.", share, len(todo))}
+                yield {parts["grid"]: grid.sheet(done, len(axes[0].values))}
+            yield self._finished(done, axes)
+        except Cancelled:
+            yield {parts["said"]: words.note(f"Cancelled after {len(done)} pictures.")}
+        except LimnError as error:
+            yield {parts["said"]: words.note(self.create.plain(error, asked), problem=True)}
+        yield {parts["draw"]: gr.update(interactive=True)}
+
+    def _finished(self, done: list[tuple[grid.Cell, Path, Record]], axes: list[grid.Axis]) -> Changes:
+        """The grid as one file, whose record is its first picture's, and the plot of fidelity along the first axis of numbers."""
+        sheet_HWC = grid.sheet(done, len(axes[0].values))
+        record = read_record(done[0][1])
+        axis_text = "; ".join(f"{axis.name}: {', '.join(axis.values)}" for axis in axes)
+        path = self.create.service.out / "comparisons" / f"{sha256_pixels(sheet_HWC)[:24]}.png"
+        publish(path, encode_png(sheet_HWC, {"limn": record.canonical_json(), "limn-axes": axis_text}))
+        changes: Changes = {
+            self.parts["grid"]: sheet_HWC,
+            self.parts["said"]: words.note(f"{len(done)} pictures are compared."),
+            self.parts["download"]: gr.update(value=str(self.create.parts.download.move_resource_to_block_cache(str(path))), visible=True),
+        }
+        axis = next((one for one in axes if grid.is_number(one)), None)
+        rows = [] if axis is None else grid.table(done, axis)
+        if axis is not None and rows:
+            import pandas  # type: ignore[import-untyped]
+
+            frame = pandas.DataFrame(rows, columns=["value", "fidelity", "control"])
+            changes[self.parts["plot"]] = gr.update(value=frame, visible=True, x_title=axis.name)
+        return changes
+
+
+def build(create: Handlers) -> None:
+    """The tab's components, and which handler answers what."""
+    parts: dict[str, Any] = {}
+    axes: list[Any] = []
+    gr.HTML(words.note(f"Create's settings, varied. {WHAT}"))
+    for number, (name, text) in enumerate((("seed", "1-3"), ("guidance", "1, 4"), (NONE, ""))):
+        with gr.Row():
+            label = f"Axis {number + 1}"
+            axes.append(gr.Dropdown([NONE, *grid.AXES], value=name, label=label, scale=1, min_width=160, elem_id=f"axis-{number}"))
+            axes.append(gr.Textbox(text, label="Values", scale=3, min_width=200, elem_id=f"values-{number}"))
+    with gr.Row():
+        parts["draw"] = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
+        stop = gr.Button("Cancel", scale=1, min_width=100, elem_id="stop-grid")
+    parts["said"] = gr.HTML(elem_id="compare-said")
+    parts["grid"] = gr.Image(label="Comparison", interactive=False, format="png", buttons=["fullscreen"], elem_id="grid")
+    parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
+    parts["plot"] = gr.ScatterPlot(
+        x="value", y="fidelity", color="control", y_lim=[0, 1], visible=False, height=260, label="Fidelity", elem_id="plot"
+    )
+    handlers = _Compare(create, parts)
+    given = [*axes, *create.parts.inputs.values()]
+    parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, **_QUIET)
+    stop.click(create.cancel, queue=False, **_QUIET)

@@ -1,0 +1,148 @@
+"""Comparisons: a request varied along two or three axes, and the pictures as one labelled grid."""
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from core.control import Image
+from core.errors import BadRequest, shortened, unknown_name
+from core.images import decode
+from core.provenance import Record
+from core.request import RenderRequest, build_request
+from core.sheet import contact_sheet
+
+MOST_CELLS = 100
+
+# What can be varied, as it is called on the page: where it stands in a request, and what its values are.
+AXES: dict[str, tuple[str, type]] = {
+    "prompt words": ("prompt", str),
+    "seed": ("seed", int),
+    "steps": ("steps", int),
+    "guidance": ("guidance_scale", float),
+    "sampler": ("sampler", str),
+    "schedule": ("schedule", str),
+    "model": ("model", str),
+    "lora": ("loras", str),
+    "control weight": ("controls.weight", float),
+    "control end": ("controls.end", float),
+    "control kind": ("controls.kind", str),
+}
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One thing that is varied, and its values as they were written."""
+
+    name: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a comparison: its request, and what distinguishes it."""
+
+    request: RenderRequest
+    labels: tuple[str, ...]
+
+
+def read_axis(name: str, text: str) -> Axis:
+    """An axis from what is typed: values between commas, or in lines; whole numbers also as `1-4`.
+
+    Raises:
+        BadRequest: no such axis, no values, or a value that is no number where numbers are meant.
+    """
+    if name not in AXES:
+        raise unknown_name("axis", name, AXES)
+    values = [value.strip() for value in text.replace("\n", ",").split(",") if value.strip()]
+    if AXES[name][1] is int:
+        values = [one for value in values for one in _spread(value)]
+    if not values:
+        raise BadRequest(f"{name}: no values are given; write them between commas")
+    return Axis(name, tuple(dict.fromkeys(values)))
+
+
+def cells(base: RenderRequest, axes: Sequence[Axis]) -> list[Cell]:
+    """The base request once for every combination, the first axis varying fastest.
+
+    Raises:
+        BadRequest: a combination is no request, an axis is there twice, or there are too many cells.
+    """
+    names = [axis.name for axis in axes]
+    if not axes or len(set(names)) < len(names):
+        raise BadRequest("a comparison needs at least one axis, and each only once: choose different ones")
+    count = int(np.prod([len(axis.values) for axis in axes]))
+    if count > MOST_CELLS:
+        raise BadRequest(f"{count} pictures in one comparison: the limit is {MOST_CELLS}; give fewer values")
+    found = []
+    for combination in itertools.product(*(axis.values for axis in reversed(axes))):
+        values = combination[::-1]
+        given = base.model_dump(exclude_unset=True) | {"count": 1}
+        for axis, value in zip(axes, values, strict=True):
+            _vary(given, axis, value)
+        labels = tuple(value if axis.name == "prompt words" else f"{axis.name} {value}" for axis, value in zip(axes, values, strict=True))
+        found.append(Cell(build_request(given), labels))
+    return found
+
+
+def sheet(done: Sequence[tuple[Cell, Path, Record]], columns: int) -> Image:
+    """The pictures in a grid, with what distinguishes each and its fidelity below: RGB uint8 HWC."""
+    captions = []
+    for cell, _, record in done:
+        scores = [
+            f"{unit.kind} {control.fidelity.value:.2f}"
+            for unit, control in zip(record.request.controls, record.controls, strict=True)
+            if control.fidelity
+        ]
+        captions.append("\n".join([", ".join(cell.labels), *([", ".join(scores)] if scores else [])]))
+    return contact_sheet([[decode(path)] for _, path, _ in done], captions, columns=columns, cell_px=192)
+
+
+def table(done: Sequence[tuple[Cell, Path, Record]], axis: Axis) -> list[list[Any]]:
+    """(value on the axis, fidelity, control) of every picture whose value is a number, for a plot."""
+    rows: list[list[Any]] = []
+    for cell, _, record in done:
+        label = next(label for label in cell.labels if label.startswith(f"{axis.name} "))
+        for unit, control in zip(record.request.controls, record.controls, strict=True):
+            if control.fidelity is not None:
+                rows.append([float(label.removeprefix(f"{axis.name} ")), control.fidelity.value, unit.kind])
+    return rows
+
+
+def is_number(axis: Axis) -> bool:
+    """Whether pictures can be plotted along the axis."""
+    return AXES[axis.name][1] in (int, float)
+
+
+def _vary(given: dict[str, Any], axis: Axis, value: str) -> None:
+    """One value put into a request's values."""
+    place, kind = AXES[axis.name]
+    try:
+        typed = kind(value)
+    except (ValueError, OverflowError):
+        raise BadRequest(f"{axis.name} {shortened(value)} is not a number") from None
+    owner, _, own = place.partition(".")
+    if own:
+        if not given.get("controls"):
+            raise BadRequest(f"{axis.name}: there is no control in Create to vary")
+        changed: dict[str, Any] = {"params": {}} if own == "kind" else {}
+        given[owner] = [dict(unit) | {own: typed} | changed for unit in given[owner]]
+    elif place == "prompt":
+        first = axis.values[0]
+        if first not in given.get("prompt", ""):
+            raise BadRequest(f"prompt words: the first, {shortened(first)}, does not stand in the prompt; the others take its place")
+        given["prompt"] = given["prompt"].replace(first, value)
+    elif place == "loras":
+        given["loras"] = [] if value == "none" else [{"name": value}]
+    else:
+        given[place] = typed
+
+
+def _spread(value: str) -> list[str]:
+    low, dash, high = value.partition("-")
+    if dash and low.isdecimal() and high.isdecimal() and int(low) <= int(high) < int(low) + MOST_CELLS:
+        return [str(one) for one in range(int(low), int(high) + 1)]
+    return [value]
