@@ -59,7 +59,7 @@ def texts(folder: Path, captions: Sequence[str], encode: Callable[[Sequence[str]
     return _cached(folder / cache.folder_name("text", **belongs_to), keys, lambda rows: encode([captions[row] for row in rows]), 64, state)
 
 
-def moments(folder: Path, pairs: Sequence[Pair], loader: Loader, vae: Any, belongs_to: dict[str, Any], batch: int) -> cache.Gathered:
+def moments(folder: Path, pairs: Sequence[Pair], loader: Loader, vae: Any, belongs_to: dict[str, Any], *, batch: int) -> cache.Gathered:
     """Mean and log-variance (2·C, h, w) of every pair's picture, rows of one size together."""
     state = PartialState()
     contents = _contents(folder, pairs, state)

@@ -150,7 +150,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         objective=Objective(base.path, base.parameterisation, config.objective, base.shift(config.data.width, config.data.height).factor),
         pairs=pairs,
         loader=loader,
-        moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, config.cache_batch),
+        moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
         texts=texts,
         scaling_factor=float(vae.config.scaling_factor),
         shift_factor=float(vae.config.get("shift_factor") or 0.0),
