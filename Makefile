@@ -9,7 +9,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test crash ray lint format docs fuzz clean
+.PHONY: help install demo ui test crash ray lint format docs fuzz security screenshots clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,12 @@ docs: $(VENV)/.installed  ## write again the pages and pictures of docs/ that ar
 
 fuzz: $(VENV)/.installed  ## 10,000 damaged pictures through the decoder
 	$(BIN)/python benchmarks/fuzz.py
+
+security: $(VENV)/.installed  ## what was done to other such pages, tried on this one
+	$(BIN)/python -m tests.web.attacks
+
+screenshots: $(VENV)/.installed $(VENV)/.chromium  ## the web page as it is, light, dark and narrow, in docs/images/web
+	$(BIN)/python -m tests.web.screenshots
 
 clean:  ## remove what can be rebuilt; outputs/ and runs/ stay
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache
