@@ -1,0 +1,7 @@
+#!/bin/sh
+# What the container runs: the page for the whole network, behind the login in LIMN_AUTH (user:password). Further options are handed on.
+set -eu
+: "${LIMN_AUTH:?give the login as -e LIMN_AUTH=user:password}"
+out=${LIMN_OUT:-/data/outputs}
+export HF_HOME="${HF_HOME:-/data/weights}"
+exec "${PYTHON:-python}" "$(dirname "$0")/../cli.py" ui --listen --port "${LIMN_PORT:-7860}" --out "$out" "$@"
