@@ -39,10 +39,10 @@ def read_request(values: Values, out: Path, model: str) -> RenderRequest:
     if values.get("hires.on"):
         asked["hires"] = {name: values[f"hires.{name}"] for name in Hires.model_fields if f"hires.{name}" in values}
     build_request(asked)
-    given = [i for i in range(MAX_CONTROLS) if _is_given(values, i)]
-    for i in given:  # everything is checked before anything is written
-        _unit(values, i)
-    asked["controls"] = [read_unit(values, i, out) for i in given]
+    for i in range(MAX_CONTROLS):  # everything is checked before anything is written
+        if values.get(f"control.{i}.on"):
+            _unit(values, i)
+    asked["controls"] = [read_unit(values, i, out) for i in range(MAX_CONTROLS) if _is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = keep_picture(Path(values["init_image"]), out)
         if values.get("mask"):
