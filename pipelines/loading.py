@@ -14,6 +14,7 @@ from pipelines.place import Place
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHOWN_KEYS = 3
+_ALIGNMENT = 64  # bytes: what torch's own allocator gives
 _MAGIC = {b"PK\x03\x04": "PyTorch's zip of pickles"} | {bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)}
 
 
@@ -116,7 +117,18 @@ def load_part(part: Any, folder: Path, place: Place) -> Any:
         shown = ", ".join(missing[:_SHOWN_KEYS])
         more = f" and {len(missing) - _SHOWN_KEYS} more" if len(missing) > _SHOWN_KEYS else ""
         raise BadModel(f"weights {str(files[0])!r} lack {len(missing)} tensors ({shown}{more}): fetch the model again")
-    return network.eval().requires_grad_(False).to(place.device)
+    return aligned(network.eval().requires_grad_(False).to(place.device))
+
+
+def aligned(network: Any) -> Any:
+    """The network, with every tensor that lies askew in a mapped file copied out of it.
+
+    Kernels round differently by where numbers lie, and a picture must not depend on the length of a file's header.
+    """
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.device.type == "cpu" and tensor.data_ptr() % _ALIGNMENT:
+            tensor.data = tensor.data.clone()
+    return network
 
 
 def load_tokenizer(kind: Any, folder: Path) -> Any:

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from core.errors import BadModel
-from pipelines.loading import quiet
+from pipelines.loading import aligned, quiet
 from pipelines.place import Place
 
 _SHOWN = 3
@@ -66,8 +67,9 @@ def assemble(kind: Any, part: Part, place: Place, where: str) -> Any:
             del found[name]
         elif found[name].is_floating_point():
             single = any(module in name.split(".") for module in kept)
-            found[name] = found[name].float() if single else found[name].to(place.dtype)
+            dtype = torch.float32 if single else place.dtype
+            found[name] = found[name].to(dtype).contiguous()
     network.load_state_dict(found, strict=False, assign=True)
     if hasattr(network, "tie_weights"):
         network.tie_weights()
-    return network.eval().requires_grad_(False).to(place.device)
+    return aligned(network.eval().requires_grad_(False).to(place.device))
