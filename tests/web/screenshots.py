@@ -1,0 +1,49 @@
+"""The page as it is, photographed for the README and for whoever changes how it looks: `make screenshots`."""
+
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+from tests.web.running import ROOT, serving
+
+PROMPT = "a red sphere left of a blue cube on grass at sunset"
+SIZES = {"light": (1280, 1000), "dark": (1280, 1000), "narrow": (400, 900)}
+PATIENCE_MS = 300_000
+
+
+def photograph(page: Page, folder: Path, name: str) -> None:
+    """Create after a picture, then the other tabs."""
+    page.locator("#image-0 input[type=file]").set_input_files(ROOT / "examples" / "shapes.png")
+    page.locator("#map-0 img").wait_for()
+    page.locator("#prompt textarea").fill(PROMPT)
+    page.locator("#render").click()
+    page.locator("#status").get_by_text("Done in").wait_for()
+    page.screenshot(path=folder / f"create-{name}.png", full_page=name == "narrow")
+    for tab in ("Compare", "Batch", "Pose", "Gallery"):
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.wait_for_timeout(1500)
+        page.screenshot(path=folder / f"{tab.lower()}-{name}.png")
+
+
+def main(folder: Path) -> None:
+    """Every size and theme, into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    with tempfile.TemporaryDirectory() as out, serving(Path(out)) as site, sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        for name, (width, height) in SIZES.items():
+            context = browser.new_context(viewport={"width": width, "height": height})
+            context.set_default_timeout(PATIENCE_MS)
+            page = context.new_page()
+            page.goto(f"{site.url}/?__theme={'dark' if name == 'dark' else 'light'}")
+            page.locator("#model").get_by_text("ready").wait_for()
+            photograph(page, folder, name)
+            context.close()
+        browser.close()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images" / "web")
