@@ -45,8 +45,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(toyland_commands.app, name="toyland")
-app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(models_commands.app, name="models")
+app.add_typer(dataset_commands.app, name="dataset")
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")]
 
@@ -92,6 +92,7 @@ def _option(field: str, group: str, *names: str, **more: Any) -> Any:
 
 SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures and memory"
 HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
+INVERSION_HELP = "Begin from the init_image's own noise instead of noise from the seed; the prompt says what it shows."
 CONTROL_HELP = (
     "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
 )
@@ -129,6 +130,7 @@ def render(
     init_image: Annotated[Path | None, _option("init_image", START)] = DEFAULT.init_image,
     resize: Annotated[Resize, _option("resize", START)] = DEFAULT.resize,
     strength: Annotated[float, _option("strength", START)] = DEFAULT.strength,
+    inversion: Annotated[str | None, _option("inversion", START, metavar="PROMPT", help=INVERSION_HELP)] = None,
     mask: Annotated[Path | None, _option("mask", START)] = DEFAULT.mask,
     paste_back: Annotated[bool, _option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
     hires: Annotated[str | None, _option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
@@ -191,6 +193,8 @@ def _typed_fields(context: typer.Context) -> dict[str, Any]:
         values["loras"] = [parse_lora(text) for text in typed["lora"]]
     if "size" in typed:
         values["width"], values["height"] = parse_size(typed["size"])
+    if "inversion" in typed:
+        values["inversion"] = {"prompt": typed["inversion"]}
     if "hires" in typed:
         hires = typed["hires"]
         values["hires"] = {"scale": hires} if "=" not in hires else _pairs(hires.split(","))
