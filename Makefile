@@ -3,6 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PROCESSES ?= 2
 APT := DEBIAN_FRONTEND=noninteractive apt-get
 export HF_HUB_OFFLINE ?= 1
 export TRANSFORMERS_VERBOSITY ?= error
@@ -23,7 +24,7 @@ ui: $(VENV)/.installed  ## open the web page on 127.0.0.1
 	$(BIN)/limn ui
 
 test: $(VENV)/.installed $(VENV)/.chromium  ## run the whole test suite
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(PROCESSES) --dist loadfile
 
 crash: $(VENV)/.installed  ## kill a batch 100 times, then compare every picture
 	$(BIN)/python benchmarks/crash.py
