@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ def speaking(net: Any) -> Any:
 def test_gradient_arrives_in_three_steps(task: ControlNetTask) -> None:
     net = task.steering.new().train()
     optimiser = torch.optim.AdamW(net.parameters(), lr=1e-3)
-    task = ControlNetTask(**{**vars(task), "net": net})
+    task = replace(task, net=net)
     batch = task.batch([0, 1])
     for module in task.frozen().values():
         module.requires_grad_(False)

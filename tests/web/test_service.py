@@ -133,9 +133,23 @@ def test_first_come_first_served(idle: Service, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_full_queue_says_so(idle: Service) -> None:
-    jobs = [idle.submit(request(), "me") for _ in range(module.CAPACITY)]
+    jobs = [idle.submit(request(), f"visitor {i}") for i in range(module.CAPACITY)]
     with pytest.raises(QueueFull, match=r"^32 pictures are waiting already"):
         idle.submit(request(), "me")
+    jobs[0].cancel()
+    for _ in range(2):
+        jobs.pop().cancel()
+    mine = [idle.submit(request(), "me") for _ in range(3)]
+    with pytest.raises(QueueFull, match=r"^32 pictures"):
+        idle.submit(request(), "me")
+    mine[0].cancel()
+
+
+def test_one_visitor_waits_for_four_at_most(idle: Service) -> None:
+    jobs = [idle.submit(request(), "me") for _ in range(module.PER_VISITOR)]
+    with pytest.raises(QueueFull, match=r"^4 of your pictures are waiting already"):
+        idle.submit(request(), "me")
+    idle.submit(request(), "another")
     jobs[0].cancel()
     idle.submit(request(), "me")
 
