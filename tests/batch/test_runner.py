@@ -173,7 +173,9 @@ def test_the_journal_and_the_report_can_be_made_again_from_the_files(tmp_path: P
     (tmp_path / "journal.jsonl").unlink()
     assert write_rebuilt(tmp_path) == 6
     after = summarise(Folder(tmp_path))
-    assert [event["name"] for event in after.done] == [event["name"] for event in before.done]
+    # pictures that were published within the same tick of the disk's clock may change places
+    assert {event["name"] for event in after.done} == {event["name"] for event in before.done}
+    assert len(after.done) == len(before.done) == 5
     assert after.failed == before.failed
     assert {event["event"] for event in rebuild(tmp_path)} == {"done", "failed"}
 
