@@ -90,7 +90,10 @@ class Folder:
 
 @dataclass(frozen=True)
 class Remote:
-    """A place that fsspec knows; an object store publishes a file when its last byte has come."""
+    """A place that fsspec knows; an object store publishes a file when its last byte has come.
+
+    Every file system there raises errors of its own library, so whatever comes is told as ours, with its cause.
+    """
 
     url: str
 

@@ -3,6 +3,7 @@
 The file that appears under the job's name is the commit; whoever is told afterwards only hears of it.
 """
 
+import logging
 import queue
 import threading
 import time
@@ -20,6 +21,8 @@ from core.errors import Cancelled, LimnError, UserError
 from core.provenance import picture_bytes
 from core.request import RenderRequest
 from renderer import Picture
+
+log = logging.getLogger("limn.batch")
 
 WRITTEN_BEHIND = 4  # finished pictures that may wait for the disk
 
@@ -200,7 +203,8 @@ def _failed(job: Job, error: Exception) -> Outcome:
 
 
 def _explained(error: Exception) -> LimnError:
-    """An error in one line; one that is not ours says its type."""
+    """An error in one line; one that is not ours says its type, and where it came from in the log."""
     if isinstance(error, LimnError):
         return error
+    log.error("something went wrong inside Limn", exc_info=error)
     return LimnError(f"{type(error).__name__}: {' '.join(str(error).split())}")

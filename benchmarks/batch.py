@@ -24,15 +24,15 @@ import PIL.Image
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this script's own folder would hide the package of its name
 
-from batch.doctor import Doctor  # noqa: E402
-from batch.job import Job, make_jobs  # noqa: E402
-from batch.manifest import Row  # noqa: E402
-from batch.runner import Settings, run_batch  # noqa: E402
-from batch.store import open_store  # noqa: E402
-from batch.work import Drawer, OpenRenderer  # noqa: E402
-from controls.prepare import load_map  # noqa: E402
-from core.request import ControlUnit, RenderRequest  # noqa: E402
-from pipelines.engine import TOYLAND  # noqa: E402
+from batch.doctor import Doctor
+from batch.job import Job, make_jobs
+from batch.manifest import Row
+from batch.runner import Settings, run_batch
+from batch.store import open_store
+from batch.work import Drawer, OpenRenderer
+from controls.prepare import load_map
+from core.request import ControlUnit, RenderRequest
+from pipelines.engine import TOYLAND
 
 PROMPTS = ("a red sphere left of a blue cube on grass at sunset", "a yellow cone on snow by day", "a person in a green shirt on sand")
 PHOTOGRAPH_PX = 512

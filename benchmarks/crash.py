@@ -23,14 +23,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the fake engine stands among the tests, which are not installed
 
-from batch.doctor import Doctor  # noqa: E402
-from batch.job import make_jobs  # noqa: E402
-from batch.manifest import Row  # noqa: E402
-from batch.runner import Settings, run_batch  # noqa: E402
-from batch.store import Folder, open_store, pictures  # noqa: E402
-from batch.work import Open, OpenRenderer  # noqa: E402
-from core.request import RenderRequest  # noqa: E402
-from tests.batch.fake import NothingToKnow, OpenFake  # noqa: E402
+from batch.doctor import Doctor
+from batch.job import make_jobs
+from batch.manifest import Row
+from batch.runner import Settings, run_batch
+from batch.store import Folder, open_store, pictures
+from batch.work import Open, OpenRenderer
+from core.request import RenderRequest
+from tests.batch.fake import NothingToKnow, OpenFake
 
 EARLY = 0.1  # share of kills that come before the first job
 FAKE_S = 0.002

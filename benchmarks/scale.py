@@ -16,12 +16,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this script's own folder would hide the package `batch`
 
-from batch.driver import Drive, Limits, Stop, Tally  # noqa: E402
-from batch.job import Job  # noqa: E402
-from batch.journal import FileJournal  # noqa: E402
-from batch.store import Folder  # noqa: E402
-from batch.work import Begun, Event, Outcome  # noqa: E402
-from core.request import RenderRequest  # noqa: E402
+from batch.driver import Drive, Limits, Stop, Tally
+from batch.job import Job
+from batch.journal import FileJournal
+from batch.store import Folder
+from batch.work import Begun, Event, Outcome
+from core.request import RenderRequest
 
 HELD = 8
 DEVICES = (1, 8, 64, 256, 1000)

@@ -106,7 +106,7 @@ def test_picture_i_is_seed_plus_i_alone(renderer: Renderer, pictures: Path, samp
 
 
 def test_batches_are_bounded_and_change_nothing(renderer: Renderer, monkeypatch: pytest.MonkeyPatch) -> None:
-    import renderer as module
+    from renderer import job as module
 
     steps: list[range] = []
     whole = renderer.render(request(count=5, steps=2), lambda step: steps.append(step.pictures))

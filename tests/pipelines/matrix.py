@@ -45,7 +45,7 @@ class Bench:
 
     @property
     def family(self) -> Family:
-        return self.renderer._base(self.renderer.model)
+        return self.renderer.base(self.renderer.model)
 
     def request(self, **values: Any) -> RenderRequest:
         """A small, guided request."""

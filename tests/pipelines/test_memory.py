@@ -67,7 +67,7 @@ def request(models: Path, **values: Any) -> RenderRequest:
 
 # Everywhere that memory is asked for while a request is drawn: (its name, the object, the function).
 def points(renderer: Renderer, models: Path) -> dict[str, tuple[Any, str]]:
-    family: Any = renderer._base(str(models / "base"))
+    family: Any = renderer.base(str(models / "base"))
     net: Any = renderer.engine.control(family, models / "controlnet-canny")
     return {
         "text": (family.text_encoder, "forward"),
@@ -108,7 +108,7 @@ def differences(some: list[Picture], others: list[Picture]) -> int:
 
 @pytest.mark.parametrize("name", POINTS)
 def test_wherever_memory_runs_out_it_is_said_in_one_line(name: str, renderer: Renderer, models: Path) -> None:
-    renderer._base(str(models / "base")).forget_texts()
+    renderer.base(str(models / "base")).forget_texts()
     with running_out(points(renderer, models)[name], lambda call, rows: True), pytest.raises(OutOfMemory) as caught:
         renderer.render(request(models))
     assert str(caught.value).startswith("no memory ")
@@ -140,7 +140,7 @@ def test_batches_are_halved_until_they_fit(name: str, most: int, renderer: Rende
 
 
 def test_the_rungs_come_in_order_and_are_recorded(renderer: Renderer, models: Path) -> None:
-    family: Any = renderer._base(str(models / "base"))
+    family: Any = renderer.base(str(models / "base"))
     seen: list[tuple[bool, bool]] = []
     original = family.unet.forward
 
@@ -163,7 +163,7 @@ def test_the_rungs_come_in_order_and_are_recorded(renderer: Renderer, models: Pa
 
 
 def test_the_message_names_a_size_that_fits(renderer: Renderer, models: Path) -> None:
-    family: Any = renderer._base(str(models / "base"))
+    family: Any = renderer.base(str(models / "base"))
     original = family.unet.forward
 
     def greedy(sample: Tensor, *arguments: Any, **options: Any) -> Any:
@@ -266,7 +266,7 @@ def test_tiles_come_near_the_whole_picture(toyland: StableDiffusion) -> None:
 
 
 def test_tiles_are_chosen_by_size(renderer: Renderer, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    family: Any = renderer._base(str(models / "base"))
+    family: Any = renderer.base(str(models / "base"))
     seen: list[bool] = []
     original = family.vae.decode
     monkeypatch.setattr(family.vae, "decode", lambda *a, **o: (seen.append(family.vae.use_tiling), original(*a, **o))[1])
