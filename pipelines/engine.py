@@ -4,6 +4,7 @@ import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -40,7 +41,7 @@ def families() -> dict[str, type[Family]]:
 
 
 def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
-    """A device and the numbers to compute in; by default CUDA, MPS or CPU, whichever comes first, and fp32 on the CPU, else fp16.
+    """A device and the numbers to compute in; by default CUDA, MPS or CPU, whichever comes first, fp32 on the CPU, else 16 bits (`place_of`).
 
     Raises:
         BadRequest: the device or the dtype is unknown or not on this machine.
@@ -55,7 +56,12 @@ def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
         chosen = torch.device(device or here[0])
     except RuntimeError:
         raise BadRequest(f"device {device!r} is not a device's name: use one of {', '.join(here)}") from None
-    return Place(chosen, _DTYPES[dtype or ("float32" if kind == "cpu" else "float16")])
+    return Place(chosen, _DTYPES[dtype or ("float32" if kind == "cpu" else "float16")], by_default=dtype is None)
+
+
+def place_of(family: type[Family], place: Place) -> Place:
+    """Where a family computes: in its own 16-bit numbers, unless somebody asked for others."""
+    return replace(place, dtype=family.half) if place.by_default and place.dtype == torch.float16 else place
 
 
 def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> Path:
@@ -161,10 +167,11 @@ class Engine:
         checkpoint = open_checkpoint(folder)
         family = family_of(checkpoint)
         self._hashes.pop(folder.resolve(), None)
+        place = place_of(family, self.place)
         if self.memory is None:
-            return family.load(checkpoint, self.place)
-        loaded = family.load(checkpoint, self.memory.first_place(self.place))
-        self.memory.settle(loaded, self.place)
+            return family.load(checkpoint, place)
+        loaded = family.load(checkpoint, self.memory.first_place(place))
+        self.memory.settle(loaded, place)
         loaded.offloads = self.memory.offload != "none"
         return loaded
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from core.errors import BadModel
 from pipelines.checkpoint import Checkpoint
-from pipelines.engine import family_of
+from pipelines.engine import family_of, place_of
 from pipelines.family import Family
 from pipelines.layouts.part import outline
 from pipelines.place import Place
@@ -82,4 +82,5 @@ def outline_of(checkpoint: Checkpoint, place: Place) -> Family:
     """
     if hasattr(checkpoint, "measures"):
         checkpoint.measures = False  # what a single file's UNet predicts is not worth a forward here
-    return family_of(checkpoint).load(Outlined(checkpoint), place)
+    family = family_of(checkpoint)
+    return family.load(Outlined(checkpoint), place_of(family, place))

@@ -51,8 +51,9 @@ class Renderer:
     ) -> "Renderer":
         """A renderer with `model` loaded; requests that name no model of their own are drawn with it.
 
-        device: 'cuda', 'mps' or 'cpu', by default the first of them here; dtype: 'float32' (default on the CPU), 'float16' (elsewhere) or
-        'bfloat16'; preview: an AutoencoderTiny, by default see `pipelines.preview.default_preview`; memory: by default all on the device.
+        device: 'cuda', 'mps' or 'cpu', by default the first of them here; dtype: 'float32' (default on the CPU), 'float16' or 'bfloat16'
+        (elsewhere, whichever suits the family); preview: an AutoencoderTiny, by default see `pipelines.preview.default_preview`; memory: by
+        default all on the device.
 
         Raises:
             BadModel, Mismatch: the model is missing, incomplete, damaged or of an unknown family.

@@ -47,6 +47,7 @@ class Flux(Family):
     name: ClassVar[str] = "flux"
     title: ClassVar[str] = "FLUX.1"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    half: ClassVar[torch.dtype] = torch.bfloat16
     residuals_shared: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:

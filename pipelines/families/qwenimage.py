@@ -38,6 +38,7 @@ class QwenImage(Family):
     name: ClassVar[str] = "qwenimage"
     title: ClassVar[str] = "Qwen-Image"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    half: ClassVar[torch.dtype] = torch.bfloat16
     residuals_shared: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:

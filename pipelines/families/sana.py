@@ -31,12 +31,14 @@ class Sana(Family):
     """A loaded checkpoint; see `pipelines.family.Family`.
 
     Residuals go to "blocks/N": N of them, after the second block and those that follow. The prompt is encoded behind the instruction to
-    enhance it that Sana was trained with, the negative prompt by itself; `bind` chooses. Linear attention has no map to perturb.
+    enhance it that Sana was trained with, the negative prompt by itself; `bind` chooses.
     """
 
     name: ClassVar[str] = "sana"
     title: ClassVar[str] = "Sana"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    perturbed_layers: ClassVar[str] = r"^transformer_blocks\.0\.attn1$"
+    half: ClassVar[torch.dtype] = torch.bfloat16
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, place)

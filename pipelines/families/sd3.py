@@ -39,6 +39,7 @@ class StableDiffusion3(Family):
     name: ClassVar[str] = "sd3"
     title: ClassVar[str] = "Stable Diffusion 3 or 3.5"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    half: ClassVar[torch.dtype] = torch.bfloat16
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.1\.attn$"
     inversions: Inversions | None = None
 

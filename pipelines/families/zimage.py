@@ -38,6 +38,7 @@ class ZImage(Family):
     name: ClassVar[str] = "zimage"
     title: ClassVar[str] = "Z-Image"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    half: ClassVar[torch.dtype] = torch.bfloat16
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, place)
