@@ -41,7 +41,7 @@ def families() -> dict[str, type[Family]]:
 
 
 def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
-    """A device and the numbers to compute in; by default CUDA, MPS or CPU, whichever comes first, fp32 on the CPU, else 16 bits (`place_of`).
+    """A device and the numbers to compute in: CUDA, MPS or CPU, whichever comes first; fp32 on the CPU, else 16 bits (`place_of`).
 
     Raises:
         BadRequest: the device or the dtype is unknown or not on this machine.
