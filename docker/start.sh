@@ -4,4 +4,5 @@ set -eu
 : "${LIMN_AUTH:?give the login as -e LIMN_AUTH=user:password}"
 out=${LIMN_OUT:-/data/outputs}
 export HF_HOME="${HF_HOME:-/data/weights}"
-exec "${PYTHON:-python}" "$(dirname "$0")/../cli.py" ui --listen --port "${LIMN_PORT:-7860}" --out "$out" "$@"
+export PYTHONPATH="$(dirname "$0")/.."
+exec "${PYTHON:-python}" -m cli ui --listen --port "${LIMN_PORT:-7860}" --out "$out" "$@"

@@ -85,13 +85,13 @@ def test_help_names_every_sampler_schedule_and_default(capsys: pytest.CaptureFix
     from pipelines.samplers import SAMPLERS
     from pipelines.schedules import SCHEDULES
 
-    assert sorted(re.split(", | or ", cli.SAMPLERS)) == sorted(SAMPLERS)
-    assert sorted(re.split(", | or ", cli.SCHEDULES)) == sorted(SCHEDULES)
+    assert sorted(re.split(", | or ", cli.render.SAMPLERS)) == sorted(SAMPLERS)
+    assert sorted(re.split(", | or ", cli.render.SCHEDULES)) == sorted(SCHEDULES)
     assert limn("render", "--help") == 0
     shown = capsys.readouterr().out
     for default in ("toyland", "128x128", "euler", "uniform", "4.0", "outputs"):
         assert f"[default: {default}]" in shown
-    assert RenderRequest() == cli.DEFAULT
+    assert RenderRequest() == cli.options.DEFAULT
 
 
 def test_every_field_of_a_request_has_an_option(capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,7 +100,7 @@ def test_every_field_of_a_request_has_an_option(capsys: pytest.CaptureFixture[st
     renamed = {"negative_prompt": "negative", "guidance_scale": "guidance", "width": "size", "height": "size", "controls": "control"}
     for field in RenderRequest.model_fields:
         assert f"--{renamed.get(field, field.removesuffix('s') if field == 'loras' else field).replace('_', '-')}" in shown, field
-    for heading in (cli.SAMPLING, cli.GUIDANCE, cli.START, cli.LARGER):
+    for heading in (cli.render.SAMPLING, cli.render.GUIDANCE, cli.render.START, cli.render.LARGER):
         assert heading in shown
 
 
@@ -180,7 +180,7 @@ def test_models_lists_files_with_hashes(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_demo_draws_every_example_and_a_sheet(house: Path, here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cli, "ROOT", here)
+    monkeypatch.setattr(cli.demo, "EXAMPLES", here / "examples" / "demo.json")
     examples = here / "examples"
     examples.mkdir()
     shutil.copy("edges.png", examples)
@@ -203,7 +203,7 @@ def test_demo_draws_every_example_and_a_sheet(house: Path, here: Path, monkeypat
 
 
 def test_the_shipped_examples_are_whole() -> None:
-    requests = cli._read_requests(cli.ROOT / "examples" / "demo.json")
+    requests = cli.demo.read_requests(cli.demo.EXAMPLES)
     assert len({request.prompt for request in requests}) == 3
     assert [request.controls[0].kind for request in requests] == ["canny", "depth", "pose"] * 3
     for request in requests:

@@ -57,7 +57,7 @@ found["grammar"] = parse_control("posterise={picture},levels=3").params
 found["fields"] = list(components(controls.get("posterise").params, "posterise"))
 found["docs"] = "## posterise" in page() and "levels a channel that remain" in page()
 found["map"] = sorted(set(load_map(parse_control("posterise={picture},levels=2"), 64, 64).map_HWC.ravel().tolist()))
-show(cli._kinds())
+show(cli.extract.kinds())
 print(json.dumps(found))
 """
 

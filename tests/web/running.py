@@ -31,10 +31,10 @@ def serving(out: Path, model: str | None = None) -> Iterator[Site]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [sys.executable, str(ROOT / "cli.py"), "ui", "--port", str(port), "--out", str(out)]
+    command = [sys.executable, "-m", "cli", "ui", "--port", str(port), "--out", str(out)]
     command += [] if model is None else ["--model", model]
     log: list[str] = []
-    environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)}
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=out, env=environment) as process:
         assert process.stdout is not None
         try:

@@ -123,8 +123,8 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(request)
         return []
 
-    monkeypatch.setattr(cli, "_open", lambda model: None)
-    monkeypatch.setattr(cli, "_stream", noted)
+    monkeypatch.setattr(cli.render, "open_renderer", lambda model: None)
+    monkeypatch.setattr(cli.render, "stream", noted)
     monkeypatch.setattr("core.terminal.report", lambda *_: None)
     words = shlex.split(pictures.as_command(request))
     assert words[:2] == ["limn", "render"]

@@ -1,0 +1,58 @@
+"""`limn extract`: a control map from a picture, or the list of kinds."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import pairs
+from core import terminal
+from core.errors import BadRequest
+from core.request import Resize
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def extract(
+    kind: Annotated[str | None, typer.Argument(help="Kind of control; without it, the kinds and their settings are listed.")] = None,
+    image: Annotated[Path | None, typer.Argument(help="Picture to extract from.")] = None,
+    settings: Annotated[list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="The extractor's settings.")] = None,
+    *,
+    out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("map.png"),
+    size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Bring the picture to this size first.")] = None,
+    resize: Annotated[Resize, typer.Option("--resize", help="How it is brought to that size.")] = "crop",
+) -> None:
+    """Make a control map from a picture."""
+    import controls
+    from batch.rows import parse_size
+    from controls.prepare import load_map
+    from core.files import publish
+    from core.images import decode, encode_png
+    from core.request import ControlUnit
+
+    if kind is None:
+        return terminal.show(kinds())
+    control = controls.get(kind)
+    if image is None:
+        raise BadRequest(f"extract {kind}: no picture given; write limn extract {kind} PICTURE -o MAP.png")
+    params = control.parse_params(pairs(settings or [])).model_dump(mode="json")
+    height, width = parse_size(size)[::-1] if size else decode(image).shape[:2]
+    prepared = load_map(ControlUnit(kind=kind, image=image, resize=resize, params=params), width, height)
+    publish(out, encode_png(prepared.map_HWC))
+    terminal.warn(prepared.warnings)
+    typer.echo(out)
+
+
+def kinds() -> "Table":
+    """Every kind of control with its settings, their defaults and what they mean."""
+    import controls
+
+    table = terminal.table("kind", "setting", "default", "meaning")
+    for name in controls.names():
+        control = controls.get(name)
+        needs = "" if control.available() else "finished maps only: no estimator is installed"
+        rows = [(field, str(info.default), info.description or "") for field, info in control.params.model_fields.items()]
+        for number, row in enumerate([*rows, *([("", "", needs)] if needs or not rows else [])]):
+            table.add_row("" if number else name, *row)
+    return table

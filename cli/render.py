@@ -1,0 +1,143 @@
+"""`limn render` draws pictures; `limn doctor` takes the same options and says what would go wrong."""
+
+import inspect
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from batch import options as batches
+from cli.options import DEFAULT, Json, help_of, open_renderer, option, pairs, stream
+from core import terminal
+from core.errors import BadRequest
+from core.request import Hires, RenderRequest, Resize, Tiles, build_request
+
+SAMPLERS = (
+    "euler, euler_ancestral, heun, dpm2, dpm2_ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, unipc, deis, "
+    "ddim, ddpm, pndm, lcm or tcd"
+)
+SCHEDULES = "uniform, leading, trailing, sgm_uniform, simple, beta, karras, exponential or polyexponential"
+SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures and memory"
+HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
+INVERSION_HELP = "Begin from the init_image's own noise instead of noise from the seed; the prompt says what it shows."
+CONTROL_HELP = (
+    "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
+)
+
+
+@batches.accepted
+def render(
+    context: typer.Context,
+    source: batches.Source = None,
+    *,
+    prompt: Annotated[str, typer.Option("--prompt", "-p", help=help_of("prompt"))] = DEFAULT.prompt,
+    negative: Annotated[str, typer.Option("--negative", help=help_of("negative_prompt"))] = DEFAULT.negative_prompt,
+    control: Annotated[list[str] | None, typer.Option("--control", "-c", metavar="KIND=FILE,KEY=VALUE,…", help=CONTROL_HELP)] = None,
+    model: Annotated[str, typer.Option("--model", help=help_of("model"))] = DEFAULT.model,
+    size: Annotated[str, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.")] = f"{DEFAULT.width}x{DEFAULT.height}",
+    seed: Annotated[int, typer.Option("--seed", help=help_of("seed"))] = DEFAULT.seed,
+    count: Annotated[int, typer.Option("--count", help=help_of("count"))] = DEFAULT.count,
+    out: Annotated[str, typer.Option("--out", help="Folder for the pictures; equal requests give equal names.")] = "outputs",
+    as_json: Json = False,
+    steps: Annotated[int, option("steps", SAMPLING)] = DEFAULT.steps,
+    sampler: Annotated[str, option("sampler", SAMPLING, help=f"{SAMPLERS}.")] = DEFAULT.sampler,
+    schedule: Annotated[str, option("schedule", SAMPLING, help=f"{SCHEDULES}.")] = DEFAULT.schedule,
+    eta: Annotated[float | None, option("eta", SAMPLING)] = DEFAULT.eta,
+    variation_seed: Annotated[int, option("variation_seed", SAMPLING)] = DEFAULT.variation_seed,
+    variation_strength: Annotated[float, option("variation_strength", SAMPLING)] = DEFAULT.variation_strength,
+    guidance: Annotated[float, option("guidance_scale", GUIDANCE, "--guidance")] = DEFAULT.guidance_scale,
+    true_cfg_scale: Annotated[float, option("true_cfg_scale", GUIDANCE)] = DEFAULT.true_cfg_scale,
+    guidance_start: Annotated[float, option("guidance_start", GUIDANCE)] = DEFAULT.guidance_start,
+    guidance_end: Annotated[float, option("guidance_end", GUIDANCE)] = DEFAULT.guidance_end,
+    guidance_rescale: Annotated[float, option("guidance_rescale", GUIDANCE)] = DEFAULT.guidance_rescale,
+    pag_scale: Annotated[float, option("pag_scale", GUIDANCE)] = DEFAULT.pag_scale,
+    clip_skip: Annotated[int, option("clip_skip", GUIDANCE)] = DEFAULT.clip_skip,
+    lora: Annotated[list[str] | None, option("loras", GUIDANCE, "--lora", metavar="NAME[=WEIGHT[:TEXT]]", help="Repeatable.")] = None,
+    init_image: Annotated[Path | None, option("init_image", START)] = DEFAULT.init_image,
+    resize: Annotated[Resize, option("resize", START)] = DEFAULT.resize,
+    strength: Annotated[float, option("strength", START)] = DEFAULT.strength,
+    inversion: Annotated[str | None, option("inversion", START, metavar="PROMPT", help=INVERSION_HELP)] = None,
+    mask: Annotated[Path | None, option("mask", START)] = DEFAULT.mask,
+    paste_back: Annotated[bool, option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
+    hires: Annotated[str | None, option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
+    tile_vae: Annotated[Tiles, option("tile_vae", LARGER)] = DEFAULT.tile_vae,
+    **options: Any,
+) -> int | None:
+    """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
+    if source is not None:
+        from batch.commands import render_source
+
+        return render_source(source, typed_fields(context), context.params)
+    batches.refuse_without_source(context)
+    request = build_request({"model": model, **typed_fields(context)})
+    started = time.perf_counter()
+    found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model), request)]
+    terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
+    return None
+
+
+def doctor(context: typer.Context, **options: Any) -> int | None:
+    """Say what will be wrong with a request before any weight is moved; the options are those of `limn render`."""
+    from pipelines.engine import Engine, choose_place
+    from renderer import examine
+
+    values = (read_request(options["request"]) if options["request"] else {}) | typed_fields(context)
+    found = examine(build_request({"model": DEFAULT.model, **values}), Engine(choose_place()))
+    if options["as_json"]:
+        typer.echo(json.dumps({"findings": [{"level": one.level, "about": one.about, "text": one.text} for one in found]}))
+    for one in found if not options["as_json"] else ():
+        typer.echo(f"{one.level}: {' '.join(one.text.split())}")
+    if not found and not options["as_json"]:
+        typer.echo("nothing is wrong")
+    return 2 if any(one.level == "error" for one in found) else None
+
+
+# The same options, and a request to begin from in place of the folder for pictures.
+_RECORDED = Annotated[Path | None, typer.Argument(metavar="[REQUEST]", help="A request as JSON, or a picture that Limn has drawn.")]
+_OPTIONS = [option for name, option in inspect.signature(render).parameters.items() if name not in {"out", "source", *batches.NAMES}]
+_OPTIONS.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_RECORDED))
+doctor.__signature__ = inspect.Signature(_OPTIONS)  # type: ignore[attr-defined]
+doctor.__annotations__ = {option.name: option.annotation for option in _OPTIONS}
+
+
+def typed_fields(context: typer.Context) -> dict[str, Any]:
+    """The request's fields that were typed, from the options of `render`; what was not is left to the model."""
+    from batch.rows import parse_lora, parse_size
+    from controls.grammar import parse_control
+
+    renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # the others are called as the fields are
+    typed = {
+        name: value for name, value in context.params.items() if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE"
+    }
+    values = {renamed.get(name, name): value for name, value in typed.items() if renamed.get(name, name) in RenderRequest.model_fields}
+    if "control" in typed:
+        # With a folder of pictures a control is a kind without a file.
+        files = [text for text in typed["control"] if "source" not in typed or "=" in text.partition(",")[0]]
+        values["controls"] = [parse_control(text) for text in files]
+    if "lora" in typed:
+        values["loras"] = [parse_lora(text) for text in typed["lora"]]
+    if "size" in typed:
+        values["width"], values["height"] = parse_size(typed["size"])
+    if "inversion" in typed:
+        values["inversion"] = {"prompt": typed["inversion"]}
+    if "hires" in typed:
+        hires = typed["hires"]
+        values["hires"] = {"scale": hires} if "=" not in hires else pairs(hires.split(","))
+    return values
+
+
+def read_request(path: Path) -> dict[str, Any]:
+    """The fields of a request in a JSON file, or of a picture's own."""
+    from core.provenance import read_record
+
+    if path.suffix.lower() == ".png":
+        return read_record(path).request.model_dump(exclude_unset=True)
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BadRequest(f"{str(path)!r} cannot be read as a request: {error}") from None
+    if not isinstance(values, dict):
+        raise BadRequest(f"{str(path)!r} is no request: expected a JSON object of its fields")
+    return values
