@@ -1,4 +1,4 @@
-"""The settings of a training run that every task shares."""
+"""The settings of a training run: those that every task shares, and those of a ControlNet. Torch is not imported: forms are made from them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -6,10 +6,14 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from core.request import Frozen
+from training.pairs import DataConfig
 
 # settings that a resumed run may change and still equal an uninterrupted one
 HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every"}
 
+HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
+
+Precision = Literal["fp32", "fp16", "bf16"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -52,3 +56,53 @@ class TrainConfig(Frozen):
         if self.warmup >= self.steps and self.schedule != "constant":
             raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps for the {self.schedule} schedule")
         return self
+
+
+class ObjectiveConfig(Frozen):
+    """Settings of the denoising loss."""
+
+    min_snr_gamma: float | None = Field(None, gt=0.0, description="cap on the signal-to-noise ratio as a weight; 5 is usual")
+    noise_offset: float = Field(0.0, ge=0.0, le=1.0, description="deviation of a constant added to each channel's noise; 0.05 is usual")
+    noisy_times: float = Field(0.0, ge=0.0, le=4.0, description="density of the drawn timesteps grows as this power of t; 0 is uniform")
+    density: Literal["uniform", "logit_normal", "mode", "cosmap"] = Field("uniform", description="of the drawn times, as in SD3's paper")
+    logit_mean: float = Field(0.0, ge=-5.0, le=5.0, description="of the logit-normal density; above 0 towards noise")
+    logit_deviation: float = Field(1.0, gt=0.0, le=5.0, description="of the logit-normal density")
+    mode_scale: float = Field(1.29, ge=-1.0, le=1.75, description="of the mode density")
+    shift: float | None = Field(
+        None, gt=0.0, le=20.0, description="of flow times towards noise; by default the checkpoint's own at this size"
+    )
+    huber: float = Field(0.0, ge=0.0, le=10.0, description="errors beyond this count linearly (pseudo-Huber); 0: all squared")
+    zero_terminal_snr: bool = Field(False, description="the last time is pure noise; for v-prediction")
+
+
+class MonitorConfig(Frozen):
+    """What is measured while a ControlNet is trained, and how often."""
+
+    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
+    samples: int = Field(16, ge=2, le=64, description="pairs that are measured, and held out where that is under a tenth of all")
+    fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
+    steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
+    guidance_scale: float | None = Field(None, ge=0.0, le=30.0, description="of the drawn pictures; by default the model's own")
+    tensorboard: bool = Field(True, description="also write what is logged for TensorBoard, where it is installed")
+
+
+class ControlNetConfig(Frozen):
+    """Everything that determines a ControlNet's training."""
+
+    base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
+    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
+    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    blocks: tuple[int, ...] = Field((), max_length=2, description="blocks that are copied: joint ones (SD3), double and single ones (FLUX)")
+    data: DataConfig
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
+    condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
+    guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
+    base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
+    gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
+    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
+    cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
+    weights: Precision = Field("fp32", description="precision of what is written in the end")
+    single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")
+    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
+    train: TrainConfig

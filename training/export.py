@@ -8,7 +8,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -17,8 +17,8 @@ from torch import Tensor
 from core.errors import BadModel
 from pipelines.loading import quiet
 from pipelines.singlefile import SAID
+from training.config import Precision
 
-Precision = Literal["fp32", "fp16", "bf16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 _HINT = "controlnet_cond_embedding"

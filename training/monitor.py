@@ -15,14 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from core.files import publish
-from core.request import Frozen
 from renderer import Renderer
 from training import checkpoint as checkpoints
 from training.board import Board
+from training.config import MonitorConfig as MonitorConfig
 from training.controlnet import ControlNetTask
 from training.gallery import Gallery
 from training.randomness import Draws
@@ -33,17 +32,6 @@ CERTAIN = 3.0  # standard errors above 0
 JUMP = 3.0  # times the median of what was measured before
 BATCH = 8
 FILE = "monitor.jsonl"
-
-
-class MonitorConfig(Frozen):
-    """What is measured while a ControlNet is trained, and how often."""
-
-    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
-    samples: int = Field(16, ge=2, le=64, description="pairs that are measured, and held out where that is under a tenth of all")
-    fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
-    steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
-    guidance_scale: float | None = Field(None, ge=0.0, le=30.0, description="of the drawn pictures; by default the model's own")
-    tensorboard: bool = Field(True, description="also write what is logged for TensorBoard, where it is installed")
 
 
 @dataclass

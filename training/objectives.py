@@ -6,33 +6,15 @@ Axes: B pictures, C channels, H and W latent cells, T training timesteps, L text
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 
 from core.errors import BadRequest
-from core.request import Frozen
 from pipelines.parameterisation import SMALLEST_ALPHA_CUMPROD, Parameterisation, Path, noised, parameterisation, zero_terminal_snr
+from training.config import ObjectiveConfig as ObjectiveConfig
 from training.randomness import Draws
-
-
-class ObjectiveConfig(Frozen):
-    """Settings of the denoising loss."""
-
-    min_snr_gamma: float | None = Field(None, gt=0.0, description="cap on the signal-to-noise ratio as a weight; 5 is usual")
-    noise_offset: float = Field(0.0, ge=0.0, le=1.0, description="deviation of a constant added to each channel's noise; 0.05 is usual")
-    noisy_times: float = Field(0.0, ge=0.0, le=4.0, description="density of the drawn timesteps grows as this power of t; 0 is uniform")
-    density: Literal["uniform", "logit_normal", "mode", "cosmap"] = Field("uniform", description="of the drawn times, as in SD3's paper")
-    logit_mean: float = Field(0.0, ge=-5.0, le=5.0, description="of the logit-normal density; above 0 towards noise")
-    logit_deviation: float = Field(1.0, gt=0.0, le=5.0, description="of the logit-normal density")
-    mode_scale: float = Field(1.29, ge=-1.0, le=1.75, description="of the mode density")
-    shift: float | None = Field(
-        None, gt=0.0, le=20.0, description="of flow times towards noise; by default the checkpoint's own at this size"
-    )
-    huber: float = Field(0.0, ge=0.0, le=10.0, description="errors beyond this count linearly (pseudo-Huber); 0: all squared")
-    zero_terminal_snr: bool = Field(False, description="the last time is pure noise; for v-prediction")
 
 
 @dataclass(frozen=True)

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import yaml
 from accelerate import PartialState
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from core.errors import BadRequest
 from core.files import publish
-from core.request import Frozen, explain
+from core.request import explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, resolve
 from pipelines.family import Drawing, Family, Place
@@ -20,39 +20,17 @@ from pipelines.loading import load_part
 from renderer import Renderer
 from training import encode
 from training.card import write_card
-from training.config import TrainConfig
-from training.controlnet import HINT_CHANNELS, ControlNetTask
-from training.data import DataConfig, Loader, Pair, read_pairs
-from training.export import Precision, write_folder, write_single_file
-from training.monitor import Monitor, MonitorConfig
-from training.objectives import Objective, ObjectiveConfig
+from training.config import ControlNetConfig as ControlNetConfig
+from training.controlnet import ControlNetTask
+from training.data import Loader, Pair, read_pairs
+from training.export import write_folder, write_single_file
+from training.monitor import Monitor
+from training.objectives import Objective
 from training.steering import steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
-
-
-class ControlNetConfig(Frozen):
-    """Everything that determines a ControlNet's training."""
-
-    base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
-    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
-    blocks: tuple[int, ...] = Field((), max_length=2, description="blocks that are copied: joint ones (SD3), double and single ones (FLUX)")
-    data: DataConfig
-    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
-    caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
-    condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
-    guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
-    base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
-    gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
-    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
-    cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
-    weights: Precision = Field("fp32", description="precision of what is written in the end")
-    single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")
-    monitor: MonitorConfig = Field(default_factory=MonitorConfig)
-    train: TrainConfig
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:

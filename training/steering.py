@@ -18,8 +18,7 @@ from pipelines.images import condition_to_tensor, picture_to_tensor
 from pipelines.loading import quiet
 from pipelines.tokens import pack, place_of
 from pipelines.vae import encode_pixels
-
-HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
+from training.config import HINT_CHANNELS as HINT_CHANNELS
 
 
 class Steering(Protocol):
