@@ -115,7 +115,8 @@ def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
 def perturbed(network: nn.Module, pattern: str, rows: int) -> Iterator[None]:
     """In the attention layers whose names match a pattern, the last `rows` rows' cells see themselves and the text alone.
 
-    Source: Ahn et al., Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, 2024, eq. 15.
+    Source: Ahn et al., Self-Rectifying Diffusion Sampling with Perturbed-Attention Guidance, 2024, eq. 15; for linear attention, which has
+    no map to perturb, a cell that sees itself alone is its own value, as in diffusers' pipeline for Sana.
 
     Raises:
         Mismatch: no layer of the network matches.
@@ -125,7 +126,7 @@ def perturbed(network: nn.Module, pattern: str, rows: int) -> Iterator[None]:
         raise Mismatch(f"perturbed attention: no attention layer of {type(network).__name__} matches {pattern!r}; set pag_scale to 0")
     before = [layer.processor for layer in layers]
     for layer in layers:
-        layer.processor = _Perturbed(layer.processor, rows)
+        layer.processor = (_PerturbedLinear if _is_linear(layer.processor) else _Perturbed)(layer.processor, rows)
     try:
         yield
     finally:
@@ -142,20 +143,41 @@ class _Perturbed:
     def __call__(self, attention: Any, hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
         count = hidden_states.shape[0]
 
-        def part(rows: slice) -> Any:
+        def part(process: Callable[..., Any], rows: slice) -> Any:
             taken = [_taken(value, count, rows) for value in arguments]
-            return self.original(
-                attention, hidden_states[rows], *taken, **{key: _taken(value, count, rows) for key, value in options.items()}
-            )
+            return process(attention, hidden_states[rows], *taken, **{key: _taken(value, count, rows) for key, value in options.items()})
 
-        whole = part(slice(0, count - self.rows))
-        with _EachToItself(hidden_states.shape[1] if hidden_states.ndim == 3 else hidden_states[0, 0].numel()) as mode:
-            broken = part(slice(count - self.rows, count))
-        if not mode.met:
-            raise Mismatch("perturbed attention needs torch's own attention: set the attention backend to 'native', or pag_scale to 0")
+        whole = part(self.original, slice(0, count - self.rows))
+        broken = part(self.broken, slice(count - self.rows, count))
         if isinstance(whole, tuple):
             return tuple(torch.cat(pair) for pair in zip(whole, broken, strict=True))
         return torch.cat([whole, broken])
+
+    def broken(self, attention: Any, hidden_states: Tensor, *arguments: Any, **options: Any) -> Any:
+        """What the processor makes of rows whose cells see themselves and the text alone."""
+        with _EachToItself(hidden_states.shape[1] if hidden_states.ndim == 3 else hidden_states[0, 0].numel()) as mode:
+            found = self.original(attention, hidden_states, *arguments, **options)
+        if not mode.met:
+            raise Mismatch("perturbed attention needs torch's own attention: set the attention backend to 'native', or pag_scale to 0")
+        return found
+
+
+class _PerturbedLinear(_Perturbed):
+    """The same for Sana's linear attention."""
+
+    def broken(self, attention: Any, hidden_states: Tensor, *arguments: Any, **options: Any) -> Tensor:
+        """The cells' own values, through the layer's end."""
+        project, drop = attention.to_out
+        values: Tensor = drop(project(attention.to_v(hidden_states)))
+        if values.dtype == torch.float16:  # as the original processor ends
+            values = values.clip(torch.finfo(torch.float16).min, torch.finfo(torch.float16).max)
+        return values
+
+
+def _is_linear(processor: Any) -> bool:
+    from diffusers.models.attention_processor import SanaLinearAttnProcessor2_0
+
+    return isinstance(processor, SanaLinearAttnProcessor2_0)
 
 
 def _taken(value: Any, count: int, rows: slice) -> Any:

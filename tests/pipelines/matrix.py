@@ -32,7 +32,7 @@ FAMILIES = {
     "zimage": "Z-Image",
 }
 # What a family refuses, in one sentence, instead of doing nothing.
-REFUSED = {("perturbed attention", name) for name in ("flux", "sana", "qwenimage", "zimage")}
+REFUSED = {("perturbed attention", name) for name in ("flux", "qwenimage", "zimage")}
 
 
 @dataclass(frozen=True)

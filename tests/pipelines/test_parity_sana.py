@@ -77,13 +77,13 @@ def paint_mask() -> NDArray[np.uint8]:
 
 
 @cache
-def pipeline(models: Path, base: str, net: str | None) -> Any:
+def pipeline(models: Path, base: str, net: str | None, kind: str = "") -> Any:
     """A pipeline of diffusers' over our folders."""
     import diffusers
 
     parts = {} if net is None else {"controlnet": diffusers.SanaControlNetModel.from_pretrained(models / f"net-{net}")}
-    kind = diffusers.SanaPipeline if net is None else diffusers.SanaControlNetPipeline
-    pipe = kind.from_pretrained(models / f"base-{base}", local_files_only=True, **parts)
+    name = kind or ("SanaPipeline" if net is None else "SanaControlNetPipeline")
+    pipe = getattr(diffusers, name).from_pretrained(models / f"base-{base}", local_files_only=True, **parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -291,9 +291,13 @@ def test_what_does_not_fit_is_named(families: dict[str, Sana]) -> None:
     assert families["solver"].encode_prompt("").empty
 
 
-def test_perturbed_attention_is_refused(families: dict[str, Sana]) -> None:
-    with pytest.raises(Mismatch, match=r"Sana has no perturbed-attention guidance: set pag_scale to 0"):
-        drawn(families["euler"], replace(plan_of(families["euler"]), pag_scale=2.0))
+@pytest.mark.parametrize("guidance", [1.0, GUIDANCE])
+def test_perturbed_attention(guidance: float, models: Path, families: dict[str, Sana]) -> None:
+    """On the base without QK norm, which diffusers' processors for it leave out."""
+    family, pipe = families["solver"], pipeline(models, "solver", None, "SanaPAGPipeline")
+    got = drawn(family, plan_of(family, guidance=guidance, pag_scale=2.0), count=2)
+    assert_same(got, theirs(pipe, count=2, guidance_scale=guidance, pag_scale=2.0))
+    assert (got - drawn(family, plan_of(family, guidance=guidance), count=2)).abs().max() > 1e-2  # it did something
 
 
 def test_models_that_cannot_be_drawn_with(models: Path, tmp_path: Path) -> None:
