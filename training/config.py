@@ -1,4 +1,4 @@
-"""The settings of a training run: those that every task shares, and those of a ControlNet. Torch is not imported: forms are made from them."""
+"""The settings of a training run: those every task shares, and those of a ControlNet. Torch is not imported: forms are made from them."""
 
 from pathlib import Path
 from typing import Annotated, Literal
