@@ -5,23 +5,22 @@ caption; ceilings are the true pictures through the autoencoder, which carry its
 of one thread each: at this size that draws more than threads do.
 """
 
-import multiprocessing
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from core.errors import BadRequest, LimnError
+from core.errors import BadRequest
 from core.files import publish, sha256_file
 from core.images import encode_png
 from core.provenance import library_versions
 from core.sheet import contact_sheet
+from core.spread import default_workers, spread
 from toyland.captions import caption
 from toyland.judge import Judge, Settings, Split
 from toyland.measure import Palette
@@ -29,8 +28,6 @@ from toyland.report import Measured, Report, build_report
 from toyland.scene import sample
 
 SHEET_SIDE = 6
-
-_judge: Judge | None = None  # a worker process's own
 
 
 def evaluate(settings: Settings, *, workers: int | None = None, on_progress: Callable[[int, int], None] | None = None) -> Report:
@@ -85,37 +82,15 @@ def card_sheet(settings: Settings, path: Path, *, on_progress: Callable[[int, in
 
 def _measured(settings: Settings, palette: Palette, folder: Path, jobs: list[tuple[Split, int]], workers: int) -> Iterator[Measured]:
     """The jobs' numbers, in the jobs' order."""
-    if workers == 1:
-        yield from map(Judge(settings, palette, folder), jobs)
-        return
-    Judge(settings, palette, folder)  # what is wrong with a model is said here, once, and not by every process
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(min(workers, len(jobs)), context, _start, (settings, palette, folder))
-    try:
-        yield from pool.map(_work, jobs)
-    except BrokenProcessPool:
-        raise LimnError("a process that measures was killed, perhaps for want of memory: use fewer workers") from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _start(settings: Settings, palette: Palette, folder: Path) -> None:
-    import torch
-
-    global _judge
-    torch.set_num_threads(1)
-    _judge = Judge(settings, palette, folder)
-
-
-def _work(job: tuple[Split, int]) -> Measured:
-    assert _judge is not None
-    return _judge(job)
+    if workers > 1:
+        Judge(settings, palette, folder)  # what is wrong with a model is said here, once, and not by every process
+    yield from spread(partial(Judge, settings, palette, folder), jobs, workers)
 
 
 def _default_workers(settings: Settings) -> int:
     from pipelines.engine import choose_place
 
-    return (os.cpu_count() or 1) if choose_place(settings.device).device.type == "cpu" else 1
+    return default_workers(choose_place(settings.device).device.type)
 
 
 def _described(settings: Settings) -> dict[str, Any]:

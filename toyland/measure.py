@@ -1,4 +1,4 @@
-"""Measures of a toyland picture that need no network: colours as named, signal to noise, depth in metres, intervals.
+"""Measures of a toyland picture that need no network: colours as named, signal to noise, depth in metres.
 
 Named colours are judged in closed form: the median colour inside a region, which scene and renderer give exactly, belongs to the name whose
 reference lies nearest in CIELAB. References are the same medians in true training pictures, one for each time of day, since a red sphere
@@ -6,7 +6,7 @@ at night is not the red of noon. On true held-out pictures this finds every obje
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -111,12 +111,3 @@ def delta_125(depth_HW: NDArray[np.float32], estimated_HW: NDArray[np.uint8]) ->
     aligned = np.clip(solution[0] * estimated + solution[1], 1 / FAR, 1 / NEAREST_M)
     ratio = np.maximum(aligned / inverse, inverse / aligned)[np.isfinite(depth_HW).ravel()]
     return float((ratio < 1.25).mean())
-
-
-def bootstrap(groups: Sequence[Sequence[float]], statistic: Callable[[NDArray[np.float64]], float] = np.mean) -> tuple[float, float]:
-    """A 95% interval of a statistic of pooled values, with whole groups (scenes) drawn again 1000 times, always the same ones."""
-    rng = np.random.default_rng(0)
-    arrays = [np.asarray(group, np.float64) for group in groups if len(group)]
-    draws = rng.integers(len(arrays), size=(1000, len(arrays)))
-    values = [statistic(np.concatenate([arrays[index] for index in draw])) for draw in draws]
-    return float(np.percentile(values, 2.5)), float(np.percentile(values, 97.5))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from toyland.measure import bootstrap
+from core.intervals import bootstrap
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from toyland.measure import Palette, bootstrap, delta_125, psnr, regions
+from toyland.measure import Palette, delta_125, psnr, regions
 from toyland.render import depth_map, render
 from toyland.scene import sample
 
@@ -80,14 +80,3 @@ def test_the_judge_sees_wrong_colours(palette: Palette) -> None:
     assert scene.things[0].colour == "black"
     assert answers["colour"] == [0.0]
     assert answers["sky"] == [0.0], "a blue sky with red and blue exchanged is a sunset"
-
-
-def test_the_interval_holds_the_mean_and_narrows() -> None:
-    rng = np.random.default_rng(0)
-    few, many = ([list(rng.normal(5, 1, 2)) for _ in range(count)] for count in (20, 500))
-    low, high = bootstrap(many)
-    assert low < np.mean(many) < high
-    # 1000 numbers of deviation 1: 4 deviations of the mean wide
-    assert high - low == pytest.approx(4 / np.sqrt(1000), rel=0.15)
-    assert bootstrap(few)[1] - bootstrap(few)[0] > 3 * (high - low)
-    assert bootstrap(many) == (low, high)
