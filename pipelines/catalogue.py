@@ -13,7 +13,7 @@ from typing import Any, Literal
 from core.errors import BadModel, LimnError
 from core.files import publish, sha256_file
 from pipelines.checkpoint import open_checkpoint
-from pipelines.engine import TOYLAND, family_of, from_hub, models_folder
+from pipelines.engine import FILES, TOYLAND, family_of, from_hub, models_folder
 from pipelines.layouts.header import Header
 from pipelines.loading import PICKLES, read_config, weight_files
 
@@ -136,7 +136,7 @@ def _described(path: Path, name: str, source: Source) -> Installed | None:
     """The model at a path, sound or not; None where there is none."""
     name = "toyland" if source == "embedded" and path == TOYLAND / "base" else name
     if path.is_file():
-        return _described_file(path, name.removesuffix(".safetensors"), source) if path.suffix == ".safetensors" else None
+        return _described_file(path, name.removesuffix(path.suffix), source) if path.suffix in FILES else None
     try:
         if (path / "model_index.json").is_file():
             checkpoint = open_checkpoint(path)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pipelines.residency import Memory
 
 TOYLAND = Path(__file__).resolve().parent.parent / "models" / "toyland"
+FILES = (".safetensors", ".gguf")  # of models in one file
 BASES_KEPT, CONTROLNETS_KEPT = 2, 8
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -65,7 +66,7 @@ def place_of(family: type[Family], place: Place) -> Place:
 
 
 def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> Path:
-    """The folder or file of a model: 'toyland', a folder, a .safetensors file, a name in Limn's models folder, or a hub id.
+    """The folder or file of a model: 'toyland', a folder, a .safetensors or .gguf file, a name in Limn's models folder, or a hub id.
 
     'owner/name@revision' pins a hub id to a commit, tag or branch. fetch: what is not here may be downloaded, where the machine may.
 
@@ -83,13 +84,13 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> P
     refuse_pickle(path)
     if path.is_file():
         return path
-    for installed in (models_folder() / model, models_folder() / f"{model}.safetensors"):
+    for installed in (models_folder() / model, *(models_folder() / f"{model}{ending}" for ending in FILES)):
         if not path.is_absolute() and ".." not in path.parts and installed.exists():
             return installed
     name, _, pinned = model.partition("@")
-    if path.suffix != ".safetensors" and _HUB_ID.fullmatch(name):
+    if path.suffix not in FILES and _HUB_ID.fullmatch(name):
         return from_hub(name, pinned or revision, fetch=fetch)
-    raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder, a .safetensors file or a hub id such as 'owner/name'")
+    raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder, a .safetensors or .gguf file or a hub id such as 'owner/name'")
 
 
 def models_folder() -> Path:

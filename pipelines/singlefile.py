@@ -1,4 +1,4 @@
-"""One .safetensors file as a checkpoint: which family it is and how it is built are read from its tensors, never from its name.
+"""One .safetensors or .gguf file as a checkpoint: which family it is and how it is built are read from its tensors, never from its name.
 
 What the file lacks (autoencoder, text encoders, T5's tokenizer) is taken from a folder of its own name beside it, in the diffusers layout:
 `flux1-dev.safetensors` and `flux1-dev/text_encoder_2`. What neither shapes nor the published models tell, a file may say in its metadata,

@@ -1,4 +1,4 @@
-"""What a safetensors file says of itself without its tensors being read: names, shapes, bytes, metadata."""
+"""What a weight file (safetensors, or GGUF) says of itself without its tensors being read: names, shapes, bytes, metadata."""
 
 import json
 import math
@@ -30,8 +30,12 @@ class Header:
     def read(cls, path: Path) -> "Header":
         """
         Raises:
-            BadModel: the file is missing, damaged, cut short, or no safetensors.
+            BadModel: the file is missing, damaged, cut short, or neither safetensors nor GGUF.
         """
+        from pipelines.layouts.gguf import GgufHeader, is_gguf
+
+        if is_gguf(path):
+            return GgufHeader.read(path)
         check_safetensors(path)  # after this the JSON is whole and the shapes fit the file's length
         with path.open("rb") as file:
             values: dict[str, Any] = json.loads(file.read(int.from_bytes(file.read(8), "little")))

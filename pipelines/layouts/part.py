@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.layouts.gguf import give_packed, is_packed, shape_of
 from pipelines.loading import aligned, quiet
 from pipelines.place import Place
 
@@ -58,14 +59,16 @@ def assemble(kind: Any, part: Part, place: Place, where: str) -> Any:
             "give the model as a diffusers folder"
         )
     for name, tensor in wanted.items():
-        if name in found and found[name].shape != tensor.shape:
-            shapes = f"{list(found[name].shape)}, where its {part.kind} has {list(tensor.shape)}"
+        if name in found and shape_of(found[name]) != tuple(tensor.shape):
+            shapes = f"{list(shape_of(found[name]))}, where its {part.kind} has {list(tensor.shape)}"
             raise BadModel(f"{where}: tensor {name!r} is {shapes}; fetch the file again, or give the model as a diffusers folder")
     kept = tuple(getattr(kind, "_keep_in_fp32_modules", None) or ()) if str(place.dtype) == "torch.float16" else ()
-    for name in list(found):
-        if name not in wanted:
-            del found[name]
-        elif found[name].is_floating_point():
+    for name in [name for name in found if name not in wanted]:
+        del found[name]
+    if any(is_packed(tensor) for tensor in found.values()):
+        give_packed(network, found, place.dtype, tuple(getattr(kind, "_keep_in_fp32_modules", None) or ()))
+    for name in found:
+        if found[name].is_floating_point():
             single = any(module in name.split(".") for module in kept)
             dtype = torch.float32 if single else place.dtype
             found[name] = found[name].to(dtype).contiguous()
