@@ -26,6 +26,13 @@ SCHEDULERS = {
     "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, "uniform"),
     "ddim": ("DDIMScheduler", {"timestep_spacing": "leading"}, "leading"),
     "dpmpp_2m": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace"}, "uniform"),
+    "dpmpp_2m_sde": ("DPMSolverMultistepScheduler", {"timestep_spacing": "linspace", "algorithm_type": "sde-dpmsolver++"}, "uniform"),
+    "euler_ancestral": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "linspace"}, "uniform"),
+    "heun": ("HeunDiscreteScheduler", {"timestep_spacing": "trailing"}, "trailing"),
+    "dpm2_ancestral": ("KDPM2AncestralDiscreteScheduler", {"timestep_spacing": "trailing"}, "trailing"),
+    "unipc": ("UniPCMultistepScheduler", {"timestep_spacing": "linspace"}, "uniform"),
+    "pndm": ("PNDMScheduler", {"timestep_spacing": "leading", "skip_prk_steps": True}, "leading"),
+    "lcm": ("LCMScheduler", {}, "trailing"),
 }
 
 
