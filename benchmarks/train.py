@@ -68,7 +68,7 @@ def straightforward(config: ControlNetConfig, task: Any, base: Any) -> float:
     for step in range(settings.steps):
         pairs = [task.pairs[(step * settings.batch_size + row) % len(task.pairs)] for row in range(settings.batch_size)]
         pixels = torch.stack([picture_to_tensor(decode(pair.picture)) for pair in pairs]).to(device)
-        conditions = torch.stack([condition_to_tensor(decode(pair.condition)) for pair in pairs]).to(device)
+        conditions = torch.stack([condition_to_tensor(decode(pair.conditions[0])) for pair in pairs]).to(device)
         ids = base.tokenizer([pair.caption for pair in pairs], padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad(), _autocast(settings, device):
             x0 = base.vae.encode(pixels).latent_dist.sample() * base.vae.config.scaling_factor

@@ -36,6 +36,23 @@ def nearest(sizes: Sequence[Size], width: int, height: int) -> Size:
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / (width / height))))
 
 
+def bucket_levels(size: Size, count: int, scales: Sequence[float]) -> list[list[Size]]:
+    """Buckets of `count` proportions at each of several resolutions, the smallest first; scales: factors on width and height."""
+    levels = []
+    for scale in sorted(set(scales)):
+        step = 64 if min(size) * scale >= LARGE_PX else 8
+        width, height = (max(1, round(side * scale / step)) * step if scale != 1.0 else side for side in size)
+        levels.append(bucket_sizes(width, height, count))
+    return levels
+
+
+def fitting(levels: Sequence[Sequence[Size]], width: int, height: int) -> Size:
+    """Where a picture belongs: at the largest resolution that it need not be enlarged for, else at the smallest; there as `nearest`."""
+    chosen = [nearest(sizes, width, height) for sizes in levels]
+    covered = [size for size in chosen if size[0] <= width and size[1] <= height]
+    return (covered or chosen[:1])[-1]
+
+
 class BucketOrder:
     """Which sample comes at which counter, where the samples of a batch must be of one bucket; see `randomness.Order`.
 

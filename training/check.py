@@ -9,7 +9,7 @@ from core.control import Image
 from core.errors import BadImage, BadRequest
 from core.images import sha256_pixels
 from core.sheet import contact_sheet
-from training.data import ASPECT_TOLERANCE, Loader, control_of, read_pairs
+from training.data import ASPECT_TOLERANCE, Loader, read_pairs
 from training.pairs import DataConfig, Pair, load
 
 SHOWN = 12  # pairs on the sheet
@@ -47,8 +47,8 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
         BadRequest: there is no dataset to look at.
     """
     found = Findings()
-    pairs = read_pairs(config.model_copy(update={"flip": False}), lambda error: found.mistake(str(error), ""))
-    control, loader = control_of(config), Loader(config)
+    pairs = read_pairs(config.model_copy(update={"flip": False, "crops": 0}), lambda error: found.mistake(str(error), ""))
+    loader = Loader(config)
     found.pairs = len(pairs)
     seen: dict[str, Pair] = {}
     whole: list[Pair] = []
@@ -59,7 +59,8 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
             found.warn("empty caption", pair.picture)
         try:
             picture_HWC = load(pair.picture)
-            map_HWC = None if pair.condition is None else load(pair.condition)
+            maps = [load(condition) for condition in pair.conditions]
+            mask_HWC = None if pair.mask is None else load(pair.mask)
         except BadImage as error:
             found.mistake(f"a picture that cannot be decoded ({error})", "")
             continue
@@ -70,19 +71,19 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
             found.warn(f"a duplicate: the same picture {same}", f"{pair.picture}, as {before.picture}")
         if min(picture_HWC.shape[:2]) < min(config.width, config.height):
             found.warn(f"a picture smaller than {config.width}x{config.height}, which is enlarged", pair.picture)
-        if map_HWC is None:
-            continue
-        for what in _wrong_map(picture_HWC, map_HWC):
-            found.mistake(what, pair.condition)
-        if control is not None and control.mistake is not None and (wrong := control.mistake(map_HWC)):
-            found.mistake(f"a {control.name} map that {wrong}", pair.condition)
+        for control, source, map_HWC in zip(loader.controls, pair.conditions, maps, strict=False):  # none where they are extracted
+            for what in _wrong_map(picture_HWC, map_HWC):
+                found.mistake(what, source)
+            if control is not None and control.mistake is not None and (wrong := control.mistake(map_HWC)):
+                found.mistake(f"a {control.name} map that {wrong}", source)
+        if mask_HWC is not None:
+            for what in _wrong_mask(picture_HWC, mask_HWC):
+                found.mistake(what, pair.mask)
     return found, _sheet(whole, loader, config) if whole else None
 
 
 def _wrong_map(picture_HWC: Image, map_HWC: Image) -> Iterator[str]:
-    (high, wide), (map_high, map_wide) = picture_HWC.shape[:2], map_HWC.shape[:2]
-    if abs(wide / high / (map_wide / map_high) - 1) > ASPECT_TOLERANCE:
-        yield f"a condition of other proportions than its picture ({map_wide}x{map_high} for {wide}x{high}), which is cropped differently"
+    yield from _wrong_shape(picture_HWC, map_HWC, "condition")
     if not np.ptp(map_HWC):
         yield f"an empty condition (all {'black' if not map_HWC.any() else 'of one colour'})"
     elif map_HWC.max() <= 1:
@@ -91,10 +92,22 @@ def _wrong_map(picture_HWC: Image, map_HWC: Image) -> Iterator[str]:
         yield "a condition equal to its picture"
 
 
+def _wrong_mask(picture_HWC: Image, mask_HWC: Image) -> Iterator[str]:
+    yield from _wrong_shape(picture_HWC, mask_HWC, "mask")
+    if not mask_HWC.any():
+        yield "an empty mask (all black), with which nothing of the picture counts"
+
+
+def _wrong_shape(picture_HWC: Image, other_HWC: Image, what: str) -> Iterator[str]:
+    (high, wide), (other_high, other_wide) = picture_HWC.shape[:2], other_HWC.shape[:2]
+    if abs(wide / high / (other_wide / other_high) - 1) > ASPECT_TOLERANCE:
+        yield f"a {what} of other proportions than its picture ({other_wide}x{other_high} for {wide}x{high}), which is cropped differently"
+
+
 def _sheet(pairs: Sequence[Pair], loader: Loader, config: DataConfig) -> Image:
     chosen = [pairs[i] for i in np.unique(np.linspace(0, len(pairs) - 1, min(SHOWN, len(pairs))).astype(int))]
-    strips = [[loader.picture(pair), loader.condition(pair)] for pair in chosen]
-    title = f"{config.folder.name}: {config.condition}, {len(pairs)} pairs"
+    strips = [[loader.picture(pair), *loader.maps(pair)] for pair in chosen]
+    title = f"{config.folder.name}: {config.title}, {len(pairs)} pairs"
     return contact_sheet(strips, [pair.caption or "(no caption)" for pair in chosen], columns=3, cell_px=192, title=title)
 
 

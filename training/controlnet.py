@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from core.errors import BadRequest
 from pipelines.family import Family
+from pipelines.images import condition_to_tensor
 from pipelines.loading import quiet
 from training.cache import Gathered
 from training.data import Loader, Pair
@@ -83,8 +84,12 @@ class ControlNetTask:
         return self.rows([self.chosen[index] for index in indices])
 
     def rows(self, positions: list[int]) -> dict[str, Tensor]:
-        """moments (B, 2·C, h, w), the text's tensors, condition (B, …) as rendering feeds it, of the pairs at these positions."""
-        return {"moments": self.moments[positions], "condition": self._conditions(positions), **self.texts.batch(positions)}
+        """Of the pairs at these positions: moments (B, 2·C, h, w), the text's tensors, and condition (B, …) as rendering feeds it.
+
+        Where pairs have masks also mask (B, 1, h, w): the share of each latent cell that counts.
+        """
+        found = {"moments": self.moments[positions], "condition": self._conditions(positions), **self.texts.batch(positions)}
+        return found | ({"mask": self._masks(positions)} if self.loader.config.mask else {})
 
     def buckets(self) -> list[int]:
         """See `training.task.WithBuckets`."""
@@ -119,6 +124,10 @@ class ControlNetTask:
             return torch.stack([self.steering.condition(self.loader.condition(self.pairs[index])) for index in indices])
         rows = self.conditions[indices]
         return rows if rows.is_floating_point() else torch.stack([self.steering.condition(row.numpy()) for row in rows])
+
+    def _masks(self, indices: list[int]) -> Tensor:
+        masks = [condition_to_tensor(self.loader.mask(self.pairs[index])).mean(dim=0, keepdim=True) for index in indices]
+        return nn.functional.avg_pool2d(torch.stack(masks), self.base.cell_px)
 
     def _dropped(self, condition_BCHW: Tensor, draws: Draws) -> Tensor:
         """Conditions replaced by black ones, drawn anew at every step, so that the net also learns to say nothing."""

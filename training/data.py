@@ -3,18 +3,21 @@
 The layouts are `training/formats`' business. What a condition is decides how it is resized and what mirroring does to it.
 """
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 
 import controls
 from controls.geometry import Placement, place
 from controls.prepare import settled
-from core.control import Control, Image
-from core.errors import BadRequest, Mismatch, unknown_name
+from core.control import Control, Image, Resample
+from core.errors import BadImage, BadRequest, Mismatch, unknown_name
 from core.request import Frozen
+from core.stack import stacked
 from training import formats
 from training.mirror import mirrored_map
 from training.pairs import DataConfig as DataConfig
@@ -28,7 +31,7 @@ Size = tuple[int, int]  # width, height
 
 
 def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
-    """The pairs of a dataset, those that are mirrored after the others.
+    """The pairs of a dataset, crop after crop, those that are mirrored after the others.
 
     report: told of everything wrong, and reading goes on; without it the first mistake is raised.
 
@@ -40,7 +43,7 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
     pairs = layout.read(config, told)
     if not pairs:
         told(BadRequest(f"dataset {str(config.folder)!r} has no rows: nothing to train on ({layout.name}: {layout.example})"))
-    files = [source for pair in pairs for source in (pair.picture, pair.condition) if isinstance(source, Path)]
+    files = [source for pair in pairs for source in pair.sources if isinstance(source, Path)]
     missing = [path for path in files if not path.is_file()]
     if missing:
         told(
@@ -50,41 +53,59 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
             )
         )
         gone = set(missing)
-        pairs = [pair for pair in pairs if pair.picture not in gone and pair.condition not in gone]
-    mirrored = [Pair(pair.picture, pair.condition, pair.caption, mirrored=True) for pair in pairs] if config.flip else []
-    return pairs + mirrored
+        pairs = [pair for pair in pairs if gone.isdisjoint(pair.sources)]
+    if config.crops:
+        pairs = [replace(pair, crop=crop) for crop in range(config.crops) for pair in pairs]
+    return pairs + ([replace(pair, mirrored=True) for pair in pairs] if config.flip else [])
 
 
 def _raise(error: BadRequest) -> None:
     raise error
 
 
-def control_of(config: DataConfig) -> Control | None:
-    """The kind of control that the conditions are, where that is known.
+def controls_of(config: DataConfig) -> tuple[Control | None, ...]:
+    """The kind of control that each condition is, where that is known.
 
     Raises:
-        BadRequest: a kind is named, or needed to extract, and there is none of the name.
+        BadRequest: a kind is named, or needed to extract or to stack, and there is none of the name.
     """
-    if config.kind or config.extract:
-        return controls.get(config.kind or config.condition)
-    return controls.get(config.condition) if config.condition in controls.names() else None
+    needed = bool(config.kind) or config.extract or len(config.conditions) > 1
+    return tuple(controls.get(kind) if needed or kind in controls.names() else None for kind in config.kinds)
 
 
 class Loader:
-    """Decodes pairs and brings them to the training size. sizes: of the pictures that are not trained at the config's own."""
+    """Decodes pairs and brings them to the training size. sizes: of the pictures that are not trained at the config's own.
+
+    controls: the kind of each condition, None where it is none of ours. Conditions of several kinds are stacked, channel after channel.
+    """
 
     def __init__(self, config: DataConfig, sizes: Mapping[Source, Size] | None = None) -> None:
         self.config = config
-        self.control = control_of(config)
+        self.controls = controls_of(config)
         self.width, self.height = config.width, config.height
         self.sizes = dict(sizes or {})
-        automatic = self.control.resample if self.control else "area"
-        self.resample = automatic if config.resample == "auto" else config.resample
+        self.channels = tuple(1 if name in config.grey else 3 for name in config.conditions)
         if (config.params or config.vary) and not config.extract:
             raise BadRequest("data.params and data.vary are an extractor's settings: set data.extract to make conditions from the pictures")
         if config.extract:
-            assert self.control is not None
-            self._params(self.control, config.params | {name: ends[0] for name, ends in config.vary.items()})  # refused now, not later
+            for control in self.controls:
+                assert control is not None
+                self._params(control, config.params | {name: ends[0] for name, ends in config.vary.items()})  # refused now, not later
+
+    @property
+    def control(self) -> Control | None:
+        """The kind of the first condition."""
+        return self.controls[0]
+
+    @property
+    def stacking(self) -> dict[str, tuple[int, ...]]:
+        """The channels of each condition, where there are several or one is grey; for names of caches."""
+        return {} if self.channels == (3,) else {"channels": self.channels}
+
+    @property
+    def resample(self) -> str:
+        """How the conditions are resized."""
+        return "+".join(self._resample(control) for control in self.controls)
 
     def size(self, pair: Pair) -> Size:
         """The width and height that a pair is trained at."""
@@ -96,24 +117,62 @@ class Loader:
         return np.ascontiguousarray(placed_HWC[:, ::-1]) if pair.mirrored else placed_HWC
 
     def condition(self, pair: Pair) -> Image:
-        """The condition, RGB uint8 (height, width, 3). Raises BadImage if it cannot be decoded."""
-        if pair.condition is None:
-            assert self.control is not None
-            map_HWC = self.control.extract(self._placed(pair.picture, pair, "area"), self.params(pair))
-        else:
-            map_HWC = self._placed(pair.condition, pair, self.resample)
-        return mirrored_map(map_HWC, self.control.name if self.control else "") if pair.mirrored else map_HWC
+        """The condition, uint8 (height, width, C): RGB, or all that are stacked. Raises BadImage if one cannot be decoded."""
+        return stacked(self.maps(pair), self.channels)
 
-    def params(self, pair: Pair) -> Frozen:
-        """The extractor's settings for a pair: those that vary are drawn from its picture's name, so that they never change."""
-        assert self.control is not None
+    def maps(self, pair: Pair) -> list[Image]:
+        """Each condition, RGB uint8 (height, width, 3). Raises BadImage if one cannot be decoded."""
+        maps = []
+        for number, control in enumerate(self.controls):
+            if not pair.conditions:
+                assert control is not None
+                map_HWC = control.extract(self._placed(pair.picture, pair, "area"), self.params(pair, number))
+            else:
+                map_HWC = self._placed(pair.conditions[number], pair, self._resample(control))
+            maps.append(mirrored_map(map_HWC, control.name if control else "") if pair.mirrored else map_HWC)
+        return maps
+
+    def mask(self, pair: Pair) -> Image:
+        """Where the loss counts, uint8 (height, width, 3), white there. Raises BadImage if it cannot be decoded."""
+        assert pair.mask is not None
+        mask_HWC = self._placed(pair.mask, pair, "area")
+        return np.ascontiguousarray(mask_HWC[:, ::-1]) if pair.mirrored else mask_HWC
+
+    def params(self, pair: Pair, number: int = 0) -> Frozen:
+        """An extractor's settings for a pair: those that vary are drawn from its picture's name, so that they never change."""
+        control = self.controls[number]
+        assert control is not None
         name, drawn = self._name(pair.picture), {}
         for setting, (low, high) in self.config.vary.items():
             value = low + (high - low) * (key(name, setting) / 2**64)
-            whole = int in (kinds := get_args(self.control.params.model_fields[setting].annotation)) or not kinds
-            integer = whole and self.control.params.model_fields[setting].annotation is not float
+            whole = int in (kinds := get_args(control.params.model_fields[setting].annotation)) or not kinds
+            integer = whole and control.params.model_fields[setting].annotation is not float
             drawn[setting] = round(value) if integer else value
-        return self._params(self.control, self.config.params | drawn)
+        return self._params(control, self.config.params | drawn)
+
+    def recipe(self, pair: Pair) -> str:
+        """How the pair's conditions are made, as a short name: equal recipes make equal conditions of equal files."""
+        if pair.conditions:
+            return self.resample
+        made = "".join(self.params(pair, number).model_dump_json() for number in range(len(self.controls)))
+        return hashlib.sha256(made.encode()).hexdigest()[:16]
+
+    def view(self, pair: Pair) -> str:
+        """What of the picture the pair shows, as the end of a cache key; empty for the middle as it is."""
+        shown = "" if pair.crop is None else "-" + ",".join(f"{share:.6f}" for share in self._drawn(pair))
+        return shown + "-mirrored" * pair.mirrored
+
+    def placement(self, pair: Pair, width: int, height: int) -> Placement:
+        """How a picture, condition or mask of this size comes to lie in what is trained on: one geometry for all that a pair has."""
+        size = self.size(pair)
+        middle = place(width, height, *size, "crop")
+        if pair.crop is None:
+            return middle
+        left, top, right, bottom = middle.box
+        zoom, across, down = self._drawn(pair)
+        wide, high = (right - left) / zoom, (bottom - top) / zoom
+        x, y = (width - wide) * across, (height - high) * down
+        return replace(middle, box=(x, y, min(x + wide, float(width)), min(y + high, float(height))))
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Whether conditions have their pictures' proportions, so that one crop fits both; a few pairs are looked at.
@@ -122,8 +181,29 @@ class Loader:
             Mismatch: one has not.
         """
         for pair in pairs[:: max(1, len(pairs) // 8)]:
-            if wrong := other_proportions(pair):
-                raise Mismatch(wrong)
+            self.check_pair(pair)
+
+    def check_pair(self, pair: Pair) -> None:
+        """Whether all that a pair has can be decoded and has one shape.
+
+        Raises:
+            BadImage: something cannot be decoded, or a mask hides everything.
+            Mismatch: a condition or mask has other proportions than its picture.
+        """
+        for wrong in other_proportions(pair):
+            raise Mismatch(wrong)
+        if pair.mask is not None and not load(pair.mask).any():
+            raise BadImage(f"mask {str(pair.mask)!r} is all black: nothing of its picture would count; leave the pair out")
+
+    def _drawn(self, pair: Pair) -> tuple[float, float, float]:
+        """A random crop's zoom and its place across and down, 0 to 1, drawn from its picture's name and its number."""
+        name = self._name(pair.picture)
+        zoom, across, down = (key(name, pair.crop, what) / 2**64 for what in ("zoom", "across", "down"))
+        return self.config.zoom**zoom, across, down
+
+    def _resample(self, control: Control | None) -> Resample:
+        automatic: Resample = control.resample if control else "area"
+        return automatic if self.config.resample == "auto" else self.config.resample
 
     def _params(self, control: Control, values: Mapping[str, Any]) -> Frozen:
         if strange := [name for name in self.config.vary if name not in control.params.model_fields]:
@@ -137,20 +217,21 @@ class Loader:
         short = path.relative_to(home).as_posix() if path.is_relative_to(home) else path.name
         return str(source).replace(str(path), short, 1)
 
-    def _placed(self, source: Source, pair: Pair, resample: Literal["area", "nearest", "lines"]) -> Image:
+    def _placed(self, source: Source, pair: Pair, resample: Resample) -> Image:
         image_HWC = load(source)
-        placement: Placement = place(image_HWC.shape[1], image_HWC.shape[0], *self.size(pair), "crop")
+        placement = self.placement(pair, image_HWC.shape[1], image_HWC.shape[0])
         return placement.pad(placement.resize(image_HWC, resample))
 
 
-def other_proportions(pair: Pair) -> str | None:
-    """What is wrong with a condition that would be cropped otherwise than its picture."""
-    if pair.condition is None:
-        return None
-    (high, wide, _), (condition_high, condition_wide, _) = load(pair.picture).shape, load(pair.condition).shape
-    if abs(wide / high / (condition_wide / condition_high) - 1) <= ASPECT_TOLERANCE:
-        return None
-    return (
-        f"{str(pair.picture)!r} is {wide}x{high} and its condition {str(pair.condition)!r} {condition_wide}x{condition_high}: "
-        "both need the same proportions, or they would be cropped differently"
-    )
+def other_proportions(pair: Pair) -> Iterator[str]:
+    """What is wrong with each condition or mask that would be cropped otherwise than its picture."""
+    if len(pair.sources) == 1:
+        return
+    high, wide, _ = load(pair.picture).shape
+    for source in pair.sources[1:]:
+        other_high, other_wide, _ = load(source).shape
+        if abs(wide / high / (other_wide / other_high) - 1) > ASPECT_TOLERANCE:
+            yield (
+                f"{str(pair.picture)!r} is {wide}x{high} and its {'mask' if source == pair.mask else 'condition'} {str(source)!r} "
+                f"{other_wide}x{other_high}: both need the same proportions, or they would be cropped differently"
+            )

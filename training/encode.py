@@ -18,7 +18,7 @@ from core.files import publish, sha256_file
 from pipelines.family import Family
 from pipelines.images import picture_to_tensor
 from training import cache
-from training.buckets import Size, bucket_sizes, nearest
+from training.buckets import Size, bucket_levels, fitting
 from training.data import Loader
 from training.pairs import DataConfig, Pair, Source, load
 from training.progress import counting
@@ -45,11 +45,11 @@ def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
 
 
 def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
-    """The bucket of every picture, by its proportions. Nothing where there are no buckets."""
-    if not config.buckets:
+    """The size of every picture that is not trained at the config's own: by its proportions, and by how large it is."""
+    if not config.buckets and config.scales == (1.0,):
         return {}
-    buckets = bucket_sizes(config.width, config.height, config.buckets)
-    return {source: nearest(buckets, *size) for source, size in originals(pairs, notes).items()}
+    levels = bucket_levels((config.width, config.height), config.buckets, config.scales)
+    return {source: fitting(levels, *size) for source, size in originals(pairs, notes).items()}
 
 
 def texts(folder: Path, captions: Sequence[str], encode: Callable[[Sequence[str]], Tensor], belongs_to: dict[str, Any]) -> cache.Rows:
@@ -66,34 +66,32 @@ def moments(folder: Path, pairs: Sequence[Pair], loader: Loader, vae: Any, belon
 
     @torch.no_grad()
     def compute(rows: list[int]) -> Tensor:
+        for row in rows:  # what is damaged is found now, not when training comes to it
+            loader.check_pair(pairs[row])
         pixels = torch.stack([picture_to_tensor(loader.picture(pairs[row])) for row in rows]).to(vae.device)
         found: Tensor = vae.encode(pixels).latent_dist.parameters
         return found
 
     def rows_of(size: Size, mine: list[int]) -> cache.Rows:
         name = cache.folder_name("moments", **belongs_to, size=size, fit="crop")
-        keys = [contents[row] + "-mirrored" * pairs[row].mirrored for row in mine]
+        keys = [contents[row] + loader.view(pairs[row]) for row in mine]
         return _cached(folder / name, keys, lambda rows: compute([mine[row] for row in rows]), batch, state)
 
     return _by_size(pairs, loader, rows_of)
 
 
 def conditions(folder: Path, pairs: Sequence[Pair], loader: Loader) -> cache.Gathered:
-    """The conditions that are extracted from pictures, uint8 (H, W, 3) rows."""
+    """The conditions that are extracted from pictures, uint8 (H, W, C) rows."""
     state = PartialState()
     contents = _contents(folder, pairs, state)
-    assert loader.control is not None
-    kind = loader.control.name
+    kind = "+".join(control.name for control in loader.controls if control is not None)
 
     def compute(rows: list[int]) -> Tensor:
         return torch.stack([torch.from_numpy(loader.condition(pairs[row])) for row in rows])
 
     def rows_of(size: Size, mine: list[int]) -> cache.Rows:
-        keys = [
-            f"{contents[row]}-{cache.digest(loader.params(pairs[row]).model_dump_json())[:16]}{'-mirrored' * pairs[row].mirrored}"
-            for row in mine
-        ]
-        name = cache.folder_name("condition", control=kind, size=size)
+        keys = [f"{contents[row]}-{loader.recipe(pairs[row])}{loader.view(pairs[row])}" for row in mine]
+        name = cache.folder_name("condition", control=kind, size=size, **loader.stacking)
         return _cached(folder / name, keys, lambda rows: compute([mine[row] for row in rows]), 16, state)
 
     return _by_size(pairs, loader, rows_of)
@@ -104,16 +102,13 @@ def latents(
 ) -> cache.Gathered:
     """The latents (C, h, w) of every pair's condition, for networks that read those; they are not sampled, in rendering neither."""
     state = PartialState()
-    sources = [pair.picture if pair.condition is None else pair.condition for pair in pairs]
     with state.main_process_first():
-        contents = cache.content_keys(sources, folder / "contents.json")
+        found = [cache.content_keys(sources, folder / "contents.json") for sources in zip(*map(_read_for, pairs), strict=True)]
+    contents = ["+".join(keys) for keys in zip(*found, strict=True)]
 
     def rows_of(size: Size, mine: list[int]) -> cache.Rows:
-        keys = []
-        for row in mine:
-            extracted = cache.digest(loader.params(pairs[row]).model_dump_json())[:16] if pairs[row].condition is None else loader.resample
-            keys.append(f"{contents[row]}-{extracted}{'-mirrored' * pairs[row].mirrored}")
-        kind = loader.control.name if loader.control else ""
+        keys = [f"{contents[row]}-{loader.recipe(pairs[row])}{loader.view(pairs[row])}" for row in mine]
+        kind = "+".join(control.name if control else "" for control in loader.controls)
         name = cache.folder_name("hints", **belongs_to, control=kind, size=size)
 
         def compute(rows: list[int]) -> Tensor:
@@ -129,6 +124,11 @@ def files_of(base: Family, part: str) -> dict[str, str]:
     folder = base.checkpoint.path / part
     files = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else [base.checkpoint.path]
     return {path.name: sha256_file(path) for path in files}
+
+
+def _read_for(pair: Pair) -> tuple[Source, ...]:
+    """What the pair's condition is made from."""
+    return pair.conditions or (pair.picture,)
 
 
 def _contents(folder: Path, pairs: Sequence[Pair], state: PartialState) -> list[str]:

@@ -1,6 +1,7 @@
 """The held-out samples drawn with the weights of the moment, by the renderer itself: scores, and a sheet of control, picture and truth."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,17 @@ class Gallery:
             write_folder(net, task.finished(run.weights()))
             for number, position in enumerate(task.held_out):
                 pair = task.pairs[position]
-                map_HWC, truth_HWC = task.loader.condition(pair), task.loader.picture(pair)
-                path = home / f"map-{number}.png"
-                publish(path, encode_png(map_HWC))
-                (picture,) = self.renderer.render(self._request(path, pair.caption, map_HWC.shape, str(net)))
-                score = picture.fidelity[0] if task.loader.control else None
-                if score is not None:
-                    scores.append(score.value)
-                strips.append([map_HWC, np.asarray(picture.image), truth_HWC])
-                captions.append(f"{pair.caption}\n{f'{score.metric} {score.value:.2f}' if score else 'not measured'}")
+                maps, truth_HWC = task.loader.maps(pair), task.loader.picture(pair)
+                paths = [home / f"map-{number}-{place}.png" for place in range(len(maps))]
+                for path, map_HWC in zip(paths, maps, strict=True):
+                    publish(path, encode_png(map_HWC))
+                (picture,) = self.renderer.render(self._request(paths, pair.caption, truth_HWC.shape, str(net)))
+                measured = [score for score in picture.fidelity if score is not None and task.loader.control]
+                if measured:
+                    scores.append(float(np.mean([score.value for score in measured])))
+                strips.append([*maps, np.asarray(picture.image), truth_HWC])
+                said = ", ".join(f"{score.metric} {score.value:.2f}" for score in measured)
+                captions.append(f"{pair.caption}\n{said or 'not measured'}")
         finally:
             shutil.rmtree(net, ignore_errors=True)
         title = f"{task.name}, step {run.step}: control, picture, truth"
@@ -53,10 +56,10 @@ class Gallery:
         publish(self.out / "grids" / f"step-{run.step:08d}.png", encode_png(sheet))
         return float(np.mean(scores)) if scores else None
 
-    def _request(self, path: Path, caption: str, shape: tuple[int, ...], net: str) -> RenderRequest:
-        kind = self.task.loader.control.name if self.task.loader.control else "scribble"  # any kind that takes a finished map
+    def _request(self, paths: Sequence[Path], caption: str, shape: tuple[int, ...], net: str) -> RenderRequest:
+        kinds = [control.name if control else "scribble" for control in self.task.loader.controls]  # any kind that takes a finished map
         values: dict[str, Any] = {"guidance_scale": self.guidance_scale} if self.guidance_scale is not None else {}
-        unit = ControlUnit(kind=kind, image=path, ready=True, model=net)
+        units = [ControlUnit(kind=kind, image=path, ready=True, model=net) for kind, path in zip(kinds, paths, strict=True)]
         return RenderRequest(
             prompt=caption,
             model=self.renderer.model,
@@ -64,6 +67,6 @@ class Gallery:
             width=shape[1],
             steps=self.steps,
             seed=0,
-            controls=(unit,),
+            controls=tuple(units),
             **values,
         )

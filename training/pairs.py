@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from core.control import Image
 from core.errors import BadImage, BadRequest, unknown_name
@@ -26,11 +26,18 @@ class DataConfig(Frozen):
 
     folder: Path = Field(description="a folder or file of any format that training/formats knows")
     format: str = Field("auto", description="auto: recognised by its files; else the format's name")
-    condition: str = Field(description="column, folder or extension with the condition; with extract, the kind of control")
+    condition: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = Field(
+        description="column, folder or extension with the condition; with extract, the kind of control; several are stacked"
+    )
+    grey: tuple[str, ...] = Field((), description="conditions that are stacked as one channel instead of three")
+    mask: str = Field("", description="column, folder or extension with masks: the loss counts where they are white")
     picture: str = Field("", description="the same for the picture; empty: the format's usual name")
     caption: str = Field("", description="the same for the caption; empty: the format's usual name")
     template: str = Field("", description="caption of rows that have none, as in 'a photo of $name'; columns and the file's $stem fit in")
-    kind: str = Field("", description="kind of control that the conditions are; empty: the one that `condition` names, where it names one")
+    kind: str | tuple[str, ...] = Field(
+        "",
+        description="kind of control that the condition is, or each of several; empty: the one that `condition` names, where it names one",
+    )
     extract: bool = Field(False, description="make the conditions from the pictures with the kind's extractor")
     params: dict[str, Any] = Field(default_factory=dict, description="settings of the extractor")
     vary: dict[str, Annotated[Interval, Field()]] = Field(
@@ -39,8 +46,42 @@ class DataConfig(Frozen):
     width: int = Field(128, ge=64, le=4096, multiple_of=8, description="pixels; pictures are scaled to cover and cropped")
     height: int = Field(128, ge=64, le=4096, multiple_of=8, description="pixels")
     buckets: int = Field(0, ge=0, le=64, description="sizes of the same area that pictures are sorted into by their proportions; 0: one")
+    scales: tuple[Annotated[float, Field(ge=0.125, le=8.0)], ...] = Field(
+        (1.0,), min_length=1, max_length=8, description="factors on width and height; a picture goes where it need not be enlarged"
+    )
+    crops: int = Field(0, ge=0, le=64, description="random crops of every pair, each trained on like a pair; 0: one crop, in the middle")
+    zoom: float = Field(1.0, ge=1.0, le=8.0, description="random crops show the largest crop or down to one so many times smaller")
     resample: Literal["auto", "area", "nearest", "lines"] = Field("auto", description="how conditions are resized; auto: as their kind is")
     flip: bool = Field(False, description="also train on every pair mirrored; wrong where captions say left and right")
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> "DataConfig":
+        if self.kind and len(self.conditions) != len(self.kinds):
+            raise ValueError(f"kind names {len(self.kinds)} kinds for {len(self.conditions)} conditions: give one for each")
+        if len(set(self.conditions)) != len(self.conditions):
+            raise ValueError(f"condition {list(self.conditions)}: the same one twice")
+        if strange := [name for name in self.grey if name not in self.conditions]:
+            raise ValueError(f"grey names {strange[0]!r}, which is none of the conditions {', '.join(self.conditions)}")
+        if len(self.conditions) > 1 and (self.params or self.vary):
+            raise ValueError("params and vary are one extractor's settings: leave them out where conditions are stacked")
+        if self.zoom > 1.0 and not self.crops:
+            raise ValueError(f"zoom {self.zoom:g} is of random crops: set crops to 1 or more")
+        return self
+
+    @property
+    def conditions(self) -> tuple[str, ...]:
+        """The names of all conditions, in the order of their channels."""
+        return (self.condition,) if isinstance(self.condition, str) else self.condition
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What the conditions are said to be, one name each; their own where nothing is said."""
+        return ((self.kind,) if isinstance(self.kind, str) else self.kind) if self.kind else self.conditions
+
+    @property
+    def title(self) -> str:
+        """All conditions as one name."""
+        return "+".join(self.conditions)
 
 
 @dataclass(frozen=True)
@@ -111,12 +152,33 @@ def load(source: Source) -> Image:
 
 @dataclass(frozen=True)
 class Pair:
-    """One picture, its caption and its condition; without one, the condition is extracted from the picture."""
+    """One picture, its caption and its conditions; without any, they are extracted from the picture.
+
+    mask: where the loss counts; None for everywhere. crop: the number of its random crop; None for the crop in the middle.
+    """
 
     picture: Source
-    condition: Source | None
+    conditions: tuple[Source, ...]
     caption: str
+    mask: Source | None = None
     mirrored: bool = False
+    crop: int | None = None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All that is read of the pair."""
+        return (self.picture, *self.conditions, *(() if self.mask is None else (self.mask,)))
+
+
+def pair_of(config: DataConfig, find: Callable[[str], Source], picture: Source, caption: str) -> Pair:
+    """The pair of a picture. find: the source under a column's, a folder's or an extension's name."""
+    conditions = () if config.extract else tuple(find(name) for name in config.conditions)
+    return Pair(picture, conditions, caption, find(config.mask) if config.mask else None)
+
+
+def columns_of(config: DataConfig) -> tuple[str, ...]:
+    """What is read besides the picture: conditions, unless they are extracted, and masks."""
+    return (() if config.extract else config.conditions) + ((config.mask,) if config.mask else ())
 
 
 Report = Callable[[BadRequest], None]

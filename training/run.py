@@ -120,7 +120,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"]})
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
-    name = f"controlnet-{config.data.condition}"
+    name = f"controlnet-{config.data.title}"
     return ControlNetTask(
         net=net,
         base=base,
@@ -135,7 +135,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
-        write=Exporter(name, config, len(pairs), loader.control.name if loader.control else "KIND"),
+        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
@@ -154,8 +154,8 @@ def place_of(config: ControlNetConfig, state: PartialState) -> Place:
 
 
 def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
-    """Positions of `count` pairs that are measured, spread evenly; none is mirrored."""
-    plain = [position for position, pair in enumerate(pairs) if not pair.mirrored]
+    """Positions of `count` pairs that are measured, spread evenly; none is mirrored or a further crop."""
+    plain = [position for position, pair in enumerate(pairs) if not pair.mirrored and not pair.crop]
     return [plain[number * len(plain) // count] for number in range(count)] if len(plain) > count else plain
 
 
@@ -183,5 +183,5 @@ class Exporter:
         if self.config.single_file:
             write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
         train, data = self.config.train, self.config.data
-        facts = {"base": self.config.base, "condition": data.condition, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
+        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
         write_card(folder, self.name, facts, self.config.model_dump(mode="json"), train.out)

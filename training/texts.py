@@ -71,9 +71,11 @@ class SizesTold:
         rows = []
         for index in indices:
             wide, high = self.originals[self.pairs[index].picture]
-            width, height = self.loader.size(self.pairs[index])
-            scale = max(width / wide, height / high)
-            rows.append([high, wide, round((high * scale - height) / 2), round((wide * scale - width) / 2), height, width])
+            pair = self.pairs[index]
+            width, height = self.loader.size(pair)
+            left, top, right, _ = self.loader.placement(pair, wide, high).box
+            scale = width / (right - left)
+            rows.append([high, wide, round(top * scale), round(left * scale), height, width])
         return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 
 

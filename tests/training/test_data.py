@@ -34,7 +34,7 @@ def config(folder: Path, **changes: Any) -> DataConfig:
 def test_rows_become_pairs(tmp_path: Path) -> None:
     folder = write(tmp_path, [ROW, {**ROW, "text": "größer"}])
     first, second = read_pairs(config(folder))
-    assert (first.picture, first.condition, first.caption) == (folder / "a.png", folder / "a_hint.png", "a red sphere")
+    assert (first.picture, first.conditions, first.caption) == (folder / "a.png", (folder / "a_hint.png",), "a red sphere")
     assert second.caption == "größer"
     renamed = write(tmp_path / "named", [{"img": "a.png", "words": "x", "hint": "a_hint.png"}])
     assert read_pairs(config(renamed, picture="img", caption="words"))[0].caption == "x"

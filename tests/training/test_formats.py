@@ -110,9 +110,8 @@ def test_a_layout_is_recognised_and_read(layout: str, tmp_path: Path) -> None:
     pairs = read_pairs(config(folder))
     assert [pair.caption for pair in pairs] == list(CAPTIONS)
     for seed, pair in enumerate(pairs):
-        assert pair.condition is not None
         assert np.array_equal(load(pair.picture), picture(seed))
-        assert np.array_equal(load(pair.condition), picture(seed + 10))
+        assert np.array_equal(load(pair.conditions[0]), picture(seed + 10))
     assert Loader(config(folder)).picture(pairs[0]).shape == (64, 64, 3)
 
 
@@ -120,8 +119,19 @@ def test_a_layout_is_recognised_and_read(layout: str, tmp_path: Path) -> None:
 def test_pictures_alone_will_do_where_conditions_are_extracted(layout: str, tmp_path: Path) -> None:
     given = config(LAYOUTS[layout](tmp_path / "data"), condition="canny", extract=True)
     pairs = read_pairs(given)
-    assert [pair.condition for pair in pairs] == [None] * 3
+    assert [pair.conditions for pair in pairs] == [()] * 3
     assert set(np.unique(Loader(given).condition(pairs[0]))) <= {0, 255}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_masks_are_read_beside_conditions(layout: str, tmp_path: Path) -> None:
+    folder = LAYOUTS[layout](tmp_path / "data")
+    for extract in (False, True):
+        pairs = read_pairs(config(folder, condition="canny" if extract else "hint", extract=extract, mask="hint"))
+        masks = [pair.mask for pair in pairs]
+        assert all(mask is not None and np.array_equal(load(mask), picture(seed + 10)) for seed, mask in enumerate(masks))
+    with pytest.raises(BadRequest, match="masks"):
+        read_pairs(config(folder, mask="masks"))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

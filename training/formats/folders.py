@@ -9,7 +9,7 @@ dataset's folder itself.
 from pathlib import Path
 
 from core.errors import BadRequest
-from training.pairs import DataConfig, Format, Pair, Report, caption_of
+from training.pairs import DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
 
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 USUAL = "images"
@@ -25,21 +25,25 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     home = config.folder / config.picture if config.picture else config.folder / USUAL
     if not config.picture and not home.is_dir():
         home = config.folder
-    pictures, conditions = _by_stem(home), {} if config.extract else _by_stem(config.folder / config.condition)
-    if not config.extract:
-        for lonely, what in ((pictures.keys() - conditions.keys(), "condition"), (conditions.keys() - pictures.keys(), "picture")):
+    pictures = _by_stem(home)
+    others = {name: _by_stem(config.folder / name) for name in columns_of(config)}
+    whole = set(pictures).intersection(*others.values())
+    for name, files in others.items():
+        for lonely, what in ((pictures.keys() - files.keys(), "condition"), (files.keys() - pictures.keys(), "picture")):
             if lonely:
-                where = config.folder / config.condition if what == "condition" else home
+                missing = "mask" if what == "condition" and name == config.mask else what
+                where = config.folder / name if what == "condition" else home
                 report(
                     BadRequest(
-                        f"{len(lonely)} of {len(pictures.keys() | conditions.keys())} pairs have no {what} in {str(where)!r}, "
+                        f"{len(lonely)} of {len(pictures.keys() | files.keys())} pairs have no {missing} in {str(where)!r}, "
                         f"the first is {min(lonely)!r}: files of a pair have the same name"
                     )
                 )
     pairs = []
-    for stem in sorted(pictures if config.extract else pictures.keys() & conditions.keys()):
+    for stem in sorted(whole):
         try:
-            pairs.append(Pair(pictures[stem], None if config.extract else conditions[stem], _caption(pictures[stem], config)))
+            sources = {name: files[stem] for name, files in others.items()}
+            pairs.append(pair_of(config, sources.__getitem__, pictures[stem], _caption(pictures[stem], config)))
         except BadRequest as error:
             report(error)
     return pairs

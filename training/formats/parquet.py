@@ -3,11 +3,12 @@
 A dataset on the hub is fetched first: `hf download --repo-type dataset OWNER/NAME --include "*.parquet" --local-dir DIR`.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.pairs import Cell, DataConfig, Format, Pair, Report, caption_of
+from training.pairs import Cell, DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
 
 
 def recognises(path: Path) -> bool:
@@ -27,7 +28,7 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
         raise BadRequest("Parquet tables need pyarrow, which is not installed: pip install pyarrow") from None
     pairs = []
     picture, caption = config.picture or "image", config.caption or "text"
-    wanted = (picture,) if config.extract else (picture, config.condition)
+    wanted = (picture, *columns_of(config))
     for path in [config.folder] if config.folder.is_file() else sorted(config.folder.rglob("*.parquet")):
         try:
             table: Any = pyarrow.parquet.ParquetFile(path)
@@ -38,8 +39,8 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
             for group in range(table.num_row_groups):
                 for row, values in enumerate(_values(table, group, texts)):
                     where = f"{path}:{group}.{row}"
-                    condition = None if config.extract else Cell(path, group, row, config.condition)
-                    pairs.append(Pair(Cell(path, group, row, picture), condition, caption_of(values, caption, config, "", where)))
+                    cell = partial(Cell, path, group, row)
+                    pairs.append(pair_of(config, cell, cell(picture), caption_of(values, caption, config, "", where)))
         except BadRequest as error:
             report(error)
         except (pyarrow.ArrowException, OSError) as error:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.pairs import DataConfig, Pair, Report, caption_of
+from training.pairs import DataConfig, Pair, Report, caption_of, pair_of
 
 
 def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Report) -> list[Pair]:
@@ -41,10 +41,10 @@ def _pairs(line: bytes, where: str, given: tuple[Path, DataConfig, tuple[str, st
     except ValueError as error:
         raise BadRequest(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
-        raise BadRequest(f"{where}: a row is an object with the columns {picture}, {caption} and {config.condition}")
+        raise BadRequest(f"{where}: a row is an object with the columns {picture}, {caption} and {' and '.join(config.conditions)}")
     path = folder / _path(row, picture, where)
-    condition = None if config.extract else folder / _path(row, config.condition, where)
-    return [Pair(path, condition, caption_of(row, caption, config, path.stem, where))]
+    text = caption_of(row, caption, config, path.stem, where)
+    return [pair_of(config, lambda column: folder / _path(row, column, where), path, text)]
 
 
 def _path(row: dict[str, Any], column: str, where: str) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from core.errors import BadRequest, unknown_name
 from training.formats.folders import PICTURES
-from training.pairs import DataConfig, Format, Pair, Piece, Report, caption_of
+from training.pairs import DataConfig, Format, Pair, Piece, Report, caption_of, pair_of
 
 PLAIN = tuple(suffix[1:] for suffix in PICTURES)
 
@@ -58,7 +58,6 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Piece]]]:
 
 def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) -> Pair:
     picture = _piece(files, config.picture, where)
-    condition = None if config.extract else _piece(files, config.condition, where)
     values: dict[str, Any] = {}
     try:
         if "json" in files:
@@ -69,7 +68,8 @@ def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) ->
     except ValueError as error:
         raise BadRequest(f"{where}: its caption is not UTF-8 or not JSON ({error})") from None
     column = config.caption or ("txt" if "txt" in values else "text" if "text" in values else "caption")
-    return Pair(picture, condition, caption_of(values, column, config, name.rpartition("/")[2], where))
+    text = caption_of(values, column, config, name.rpartition("/")[2], where)
+    return pair_of(config, lambda extension: _piece(files, extension, where), picture, text)
 
 
 def _piece(files: dict[str, Piece], wanted: str, where: str) -> Piece:
