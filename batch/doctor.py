@@ -4,10 +4,10 @@ Weights are told apart by their bytes: a model's folder gives one digest of all 
 """
 
 import hashlib
-from functools import cache
 from pathlib import Path
 
 import controls
+from controls.prepare import takes_own_file
 from core.errors import BadRequest, unknown_name
 from core.files import sha256_file
 from core.request import ControlUnit, RenderRequest
@@ -35,8 +35,8 @@ class Doctor:
             self._seen.add(names)
         for unit in request.controls:
             control = controls.get(unit.kind)
-            control.parse_params(unit.params)
-            if not unit.ready and unit.image.suffix.lower() != ".json" and not _available(unit.kind):
+            params = control.parse_params(unit.params)
+            if not unit.ready and not control.available(params) and not takes_own_file(control, unit.image):
                 raise BadRequest(f"no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
     def weights(self, request: RenderRequest) -> tuple[str, ...]:
@@ -112,11 +112,6 @@ def digest(model: Path) -> str:
     files = sorted(path for path in model.rglob("*") if path.suffix in _FILES and path.is_file())
     listed = [f"{path.relative_to(model).as_posix()} {sha256_file(path)}" for path in files]
     return hashlib.sha256("\n".join(listed).encode()).hexdigest()
-
-
-@cache
-def _available(kind: str) -> bool:
-    return controls.get(kind).available()
 
 
 def _check_sampler(request: RenderRequest) -> None:

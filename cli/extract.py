@@ -5,13 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.options import pairs
+from cli.options import DEFAULT, pairs
 from core import terminal
 from core.errors import BadRequest
-from core.request import Resize
+from core.request import Resize, build_request
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+PROCESSOR_HELP = "Shorter side at which the extractor works, 64 to 2048; by default the map's own, pixel-perfect."
 
 
 def extract(
@@ -22,6 +24,8 @@ def extract(
     out: Annotated[Path, typer.Option("--out", "-o", help="PNG file to write.")] = Path("map.png"),
     size: Annotated[str | None, typer.Option("--size", metavar="WxH", help="Bring the picture to this size first.")] = None,
     resize: Annotated[Resize, typer.Option("--resize", help="How it is brought to that size.")] = "crop",
+    processor_px: Annotated[int | None, typer.Option("--processor-px", help=PROCESSOR_HELP)] = None,
+    model: Annotated[str, typer.Option("--model", help="Decides which estimator is the default, as in `limn render`.")] = DEFAULT.model,
 ) -> None:
     """Make a control map from a picture."""
     import controls
@@ -29,7 +33,6 @@ def extract(
     from controls.prepare import load_map
     from core.files import publish
     from core.images import decode, encode_png
-    from core.request import ControlUnit
 
     if kind is None:
         return terminal.show(kinds())
@@ -38,7 +41,8 @@ def extract(
         raise BadRequest(f"extract {kind}: no picture given; write limn extract {kind} PICTURE -o MAP.png")
     params = control.parse_params(pairs(settings or [])).model_dump(mode="json")
     height, width = parse_size(size)[::-1] if size else decode(image).shape[:2]
-    prepared = load_map(ControlUnit(kind=kind, image=image, resize=resize, params=params), width, height)
+    unit = build_request({"controls": [{"kind": kind, "image": image, "resize": resize, "processor_px": processor_px, "params": params}]})
+    prepared = load_map(unit.controls[0], width, height, model=model)
     publish(out, encode_png(prepared.map_HWC))
     terminal.warn(prepared.warnings)
     typer.echo(out)

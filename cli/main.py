@@ -8,7 +8,7 @@ import typer
 
 from app import ui
 from batch import options as batches
-from cli import demo, evaluate, extract, render, train
+from cli import demo, evaluate, extract, render, score, train
 from core.errors import LimnError
 from pipelines import commands as models_commands
 from toyland import commands as toyland_commands
@@ -28,6 +28,7 @@ for command in (
     render.render,
     render.doctor,
     extract.extract,
+    score.score,
     demo.demo,
     ui,
     batches.status,

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 import controls
 from controls import estimators
+from controls.fidelity import estimator_kind
 from controls.geometry import Placement, place
 from core.control import Control, Image
 from core.errors import BadImage
@@ -83,8 +84,7 @@ def settled(control: Control, params: Frozen, model: str) -> Frozen:
     """The settings with the estimator that goes with the model filled in, where the kind has one and none is named."""
     if getattr(params, "estimator", None) != "":
         return params
-    kind = "depth" if control.name == "normal" else control.name
-    return params.model_copy(update={"estimator": estimators.default(kind, model)})
+    return params.model_copy(update={"estimator": estimators.default(estimator_kind(control), model)})
 
 
 def takes_own_file(control: Control, path: Path) -> bool:

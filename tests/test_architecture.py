@@ -13,7 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# app (with web), cli → batch, training → renderer → pipelines | controls → core; toyland → core, and its model builder → training.
+# app (with web), cli → batch, training, evaluation → renderer → pipelines | controls → core; evaluation → toyland → core,
+# and toyland's model builder → training.
 BELOW_RENDERER = {"core", "controls", "pipelines"}
 ALLOWED = {
     "core": set(),
@@ -23,9 +24,10 @@ ALLOWED = {
     "training": BELOW_RENDERER | {"renderer"},
     "batch": BELOW_RENDERER | {"renderer"},
     "toyland": BELOW_RENDERER | {"renderer", "training"},
+    "evaluation": BELOW_RENDERER | {"renderer", "toyland"},
     "web": BELOW_RENDERER | {"renderer", "training", "batch"},
     "app": BELOW_RENDERER | {"renderer", "training", "batch", "web"},
-    "cli": BELOW_RENDERER | {"renderer", "training", "batch", "toyland", "web", "app"},
+    "cli": BELOW_RENDERER | {"renderer", "training", "batch", "toyland", "evaluation", "web", "app"},
 }
 HEAVY = {"accelerate", "diffusers", "gradio", "ray", "scipy", "torch", "transformers"}
 LIGHT_AT_IMPORT = {"app", "cli", "core", "renderer"}  # these defer what is heavy until it is needed

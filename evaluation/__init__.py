@@ -1,0 +1,1 @@
+"""How well pictures obey their controls: one picture's score, and a model's over many pictures."""

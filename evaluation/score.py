@@ -1,0 +1,131 @@
+"""One picture's scores against its controls, given or found in its record."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import controls
+from controls.fidelity import measure, why_not
+from controls.overlay import overlay
+from controls.prepare import load_map, settled
+from core.control import Control, Image, Score
+from core.errors import BadRequest, UserError
+from core.files import sha256_file
+from core.images import decode, read_png_text
+from core.provenance import Record, read_record
+from core.request import ControlUnit, Frozen
+from core.sheet import contact_sheet
+from evaluation.known import Bounds, bounds
+
+
+@dataclass(frozen=True, eq=False)
+class Scored:
+    """A picture against one control. wanted_HWC: the map at the picture's size; known: the model's floor and ceiling for the kind."""
+
+    unit: ControlUnit
+    params: Frozen
+    score: Score | None
+    wanted_HWC: Image
+    picture_HWC: Image
+    known: Bounds | None
+    warnings: tuple[str, ...]
+
+    @property
+    def control(self) -> Control:
+        return controls.get(self.unit.kind)
+
+    @cached_property
+    def got_HWC(self) -> Image:
+        """What the control's extractor finds in the picture; black where it cannot be asked."""
+        if not self.control.available(self.params):
+            return np.zeros_like(self.wanted_HWC)
+        return self.control.extract(self.picture_HWC, self.params)
+
+    @property
+    def why_not(self) -> str:
+        """Why there is no score."""
+        return "; ".join([why_not(self.control, self.params), *self.warnings])
+
+    def sentence(self) -> str:
+        """Kind, metric and score in one line."""
+        if self.score is None:
+            return f"{self.unit.kind}: not measured"
+        raw = f" ({self.score.raw:.1f} {self.score.unit})" if self.score.unit else ""
+        return f"{self.unit.kind}: {self.score.metric} {self.score.value:.2f}{raw}"
+
+    def values(self) -> dict[str, Any]:
+        """For machines."""
+        score, known = self.score, self.known
+        measured = None if score is None else {"value": score.value, "metric": score.metric, "raw": score.raw, "unit": score.unit}
+        return {
+            "kind": self.unit.kind,
+            "score": measured and measured | {"parts": dict(score.parts if score else {})},
+            "floor": known and known.floor,
+            "ceiling": known and known.ceiling,
+            "warnings": list(self.warnings),
+        }
+
+
+def score_picture(picture: Path, units: Sequence[ControlUnit] = (), *, model: str | None = None) -> list[Scored]:
+    """A picture's scores, one for each control; without units, against those that its record names.
+
+    model: whose estimators, floor and ceiling to take; by default the record's, else toyland's.
+
+    Raises:
+        BadImage: picture or map cannot be read.
+        BadRequest: no control is given and the record, or what it names, cannot be found; unknown kind or setting; nothing can be measured.
+        BadModel: a named network cannot be loaded.
+    """
+    picture_HWC = decode(picture)
+    record = _record(picture) if not units or model is None else None
+    found = list(units) or _recorded(picture, record)
+    name = model or (record.request.model if record else "toyland")
+    scored = [_scored(unit, picture_HWC, name) for unit in found]
+    if all(one.score is None for one in scored):
+        raise BadRequest(f"{str(picture)!r} cannot be scored: {'; '.join(f'{one.unit.kind}: {one.why_not}' for one in scored)}")
+    return scored
+
+
+def agreement(scored: Sequence[Scored]) -> Image:
+    """For each control a strip: what was wanted, what the picture has, and both in one (`controls.overlay`), with the score below."""
+    strips = [[one.wanted_HWC, one.got_HWC, overlay(one.control, one.wanted_HWC, one.got_HWC)] for one in scored]
+    captions = [f"wanted, got, agreement (orange: missing or too dark, blue: too much or too bright)\n{one.sentence()}" for one in scored]
+    return contact_sheet(strips, captions)
+
+
+def _scored(unit: ControlUnit, picture_HWC: Image, model: str) -> Scored:
+    control = controls.get(unit.kind)
+    params = settled(control, control.parse_params(unit.params), model)
+    prepared = load_map(unit, *picture_HWC.shape[1::-1], model=model)
+    score = measure(control, prepared.map_HWC, picture_HWC, params)
+    return Scored(unit, params, score, prepared.map_HWC, picture_HWC, bounds(model).get(unit.kind), prepared.warnings)
+
+
+def _record(picture: Path) -> Record | None:
+    """The picture's record, if it is a PNG that has one."""
+    try:
+        return read_record(picture) if "limn" in read_png_text(picture) else None
+    except UserError:
+        return None
+
+
+def _recorded(picture: Path, record: Record | None) -> list[ControlUnit]:
+    """The record's controls with their files found again, by their digests."""
+    remedy = "say what to hold it against with --control KIND=FILE"
+    if record is None:
+        raise BadRequest(f"{str(picture)!r} holds no Limn record that could name its controls: {remedy}")
+    if not record.request.controls:
+        raise BadRequest(f"{str(picture)!r} was drawn without a control: {remedy}")
+    units = []
+    for unit, noted in zip(record.request.controls, record.controls, strict=True):
+        places = (unit.image, picture.parent / unit.image, picture.parent / unit.image.name)
+        found = next((place for place in places if place.is_file() and sha256_file(place) == noted.source_sha256), None)
+        if found is None:
+            changed = "has changed since" if unit.image.is_file() else "is not there any more"
+            raise BadRequest(f"{str(picture)!r} was drawn with {unit.kind}={str(unit.image)!r}, which {changed}: {remedy}")
+        units.append(unit.model_copy(update={"image": found}))
+    return units
