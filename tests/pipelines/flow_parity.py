@@ -1,7 +1,7 @@
 """The one loop on a flow family, for comparisons with diffusers' own pipelines; and their pipelines without the one draw that differs."""
 
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -110,6 +110,33 @@ def means_for_samples() -> Iterator[None]:
 
     with mock.patch.object(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode()):
         yield
+
+
+# What `ours` is given to draw from noise, from a picture, and in a hole of it.
+WAYS: dict[str, dict[str, Any]] = {
+    "txt2img": {},
+    "img2img": {"image_HWC": picture(5), "strength": 0.8},
+    "inpaint": {"image_HWC": picture(5), "strength": 0.8, "mask_HW": left_half()},
+}
+
+
+@torch.no_grad()
+def euler_by_hand(scheduler: Any, velocity: Callable[[Tensor, Tensor, int, int], Tensor], start: Tensor, way: str) -> Tensor:
+    """What a pipeline of diffusers does around its networks, where it has none.
+
+    scheduler: with its timesteps set; velocity(x, t, i, n): the guided one, at step i of n; start: the latents of the way's picture.
+    """
+    noise = torch.randn(start.shape, generator=generators()[0])
+    first = int(STEPS - STEPS * WAYS[way].get("strength", 1.0))
+    scheduler.set_begin_index(first)
+    timesteps, sigmas = scheduler.timesteps[first:], scheduler.sigmas[first:]
+    mask = torch.from_numpy(WAYS[way].get("mask_HW", np.full((HEIGHT, WIDTH), 255))[None, None, :: HEIGHT // start.shape[2]] >= 128)
+    mask = mask[..., :: WIDTH // start.shape[3]].float()
+    x = noise if way == "txt2img" else (1.0 - sigmas[0]) * start + sigmas[0] * noise
+    for i, (t, sigma) in enumerate(zip(timesteps, sigmas[1:], strict=True)):
+        x = scheduler.step(velocity(x, t, i, len(timesteps)), t, x, return_dict=False)[0]
+        x = mask * x + (1.0 - mask) * ((1.0 - sigma) * start + sigma * noise)
+    return x
 
 
 class HostReads(TorchDispatchMode):  # type: ignore[no-untyped-call]

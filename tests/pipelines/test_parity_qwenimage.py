@@ -1,6 +1,6 @@
 """Qwen-Image in the one loop against diffusers' own pipelines: same weights, seeds and sampler, fp32 final latents within 1e-4.
 
-diffusers runs one ControlNet here; two are held against a loop written out below.
+diffusers runs one ControlNet here, from pure noise; the rest is held against a loop written out below.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,11 @@ from tests.pipelines.flow_parity import (
     PROMPT,
     SEED,
     STEPS,
+    WAYS,
     WIDTH,
     assert_same,
     drawing,
+    euler_by_hand,
     generators,
     host_reads,
     image,
@@ -46,7 +48,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
 ]
 
-GUIDANCE = 3.0
+GUIDANCE, WEIGHTS = 3.0, (0.7, 0.4)
 
 
 @pytest.fixture(scope="module")
@@ -104,32 +106,44 @@ def theirs(kind: str, folder: Path, net: str = "", **call: Any) -> Tensor:
 
 
 @torch.no_grad()
-def reference(folder: Path, nets: Sequence[str], weights: Sequence[float], windows: Sequence[tuple[float, float]]) -> Tensor:
-    """Several ControlNets, each in its window, without guidance: what diffusers' loop would be."""
+def reference(folder: Path, nets: Sequence[str], windows: Sequence[tuple[float, float]], way: str) -> Tensor:
+    """Several ControlNets, each in its window, guided: what diffusers' loop would be."""
     import diffusers
 
     pipe = qwen_pipe("QwenImagePipeline", folder)
     loaded = [diffusers.QwenImageControlNetModel.from_pretrained(folder / net) for net in nets]
-    mean = torch.tensor(pipe.vae.config.latents_mean).reshape(1, -1, 1, 1, 1)
-    std = torch.tensor(pipe.vae.config.latents_std).reshape(1, -1, 1, 1, 1)
-    pixels = [pipe.image_processor.preprocess(image(picture(i)))[:, :, None] for i in range(len(nets))]
-    maps = [pipe._pack_latents((pipe.vae.encode(one).latent_dist.mean - mean) / std, 1, 16, HEIGHT // 8, WIDTH // 8) for one in pixels]
-    embeds, _ = pipe.encode_prompt(PROMPT)
-    x = pipe._pack_latents(torch.randn(1, 1, 16, HEIGHT // 8, WIDTH // 8, generator=generators()[0]), 1, 16, HEIGHT // 8, WIDTH // 8)
-    shapes, config = [(1, HEIGHT // 16, WIDTH // 16)], pipe.scheduler.config
-    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
-    mu = config.base_shift + (x.shape[1] - config.base_image_seq_len) * slope
-    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
-    for i, t in enumerate(pipe.scheduler.timesteps):
-        told = {"timestep": t[None] / 1000, "encoder_hidden_states": embeds, "img_shapes": shapes, "return_dict": False}
+    mean, std = (torch.tensor(values).reshape(1, -1, 1, 1, 1) for values in (pipe.vae.config.latents_mean, pipe.vae.config.latents_std))
+
+    def packed(x: Tensor) -> Tensor:
+        return pipe._pack_latents(x[:, None], 1, 16, HEIGHT // 8, WIDTH // 8)
+
+    def encoded(seed: int) -> Tensor:
+        pixels = pipe.image_processor.preprocess(image(picture(seed)))[:, :, None]
+        return ((pipe.vae.encode(pixels).latent_dist.mean - mean) / std)[:, :, 0]
+
+    maps, texts = [packed(encoded(i)) for i in range(len(nets))], [pipe.encode_prompt(words)[0] for words in (PROMPT, NEGATIVE)]
+
+    def velocity(x: Tensor, t: Tensor, i: int, n: int) -> Tensor:
+        told = {
+            "hidden_states": packed(x),
+            "timestep": t[None] / 1000,
+            "img_shapes": [(1, HEIGHT // 16, WIDTH // 16)],
+            "return_dict": False,
+        }
         blocks = [torch.zeros(1)] * 3
-        for net, cond, weight, (start, end) in zip(loaded, maps, weights, windows, strict=True):
-            if i / STEPS >= start and (i + 1) / STEPS <= end:
-                levels = net(hidden_states=x, controlnet_cond=cond, conditioning_scale=weight, **told)
-                run = -(-3 // len(levels))
-                blocks = [block + levels[j // run] for j, block in enumerate(blocks)]
-        x = pipe.scheduler.step(pipe.transformer(hidden_states=x, controlnet_block_samples=blocks, **told)[0], t, x, return_dict=False)[0]
-    return unpack(x, HEIGHT // 8, WIDTH // 8)
+        for net, cond, weight, (begin, end) in zip(loaded, maps, WEIGHTS, windows, strict=False):
+            if i / n >= begin and (i + 1) / n <= end:
+                levels = net(controlnet_cond=cond, conditioning_scale=weight, encoder_hidden_states=texts[0], **told)
+                blocks = [block + levels[j // -(-3 // len(levels))] for j, block in enumerate(blocks)]
+        prompted, without = (pipe.transformer(encoder_hidden_states=text, controlnet_block_samples=blocks, **told)[0] for text in texts)
+        guided = without + GUIDANCE * (prompted - without)
+        return unpack(guided * (prompted.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True)), HEIGHT // 8, WIDTH // 8)
+
+    config = pipe.scheduler.config
+    slope = (config.max_shift - config.base_shift) / (config.max_image_seq_len - config.base_image_seq_len)
+    mu = config.base_shift + (HEIGHT * WIDTH // 256 - config.base_image_seq_len) * slope
+    pipe.scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / STEPS, STEPS), mu=mu)
+    return euler_by_hand(pipe.scheduler, velocity, encoded(5), way)
 
 
 @pytest.mark.parametrize("scale", [1.0, GUIDANCE])
@@ -160,10 +174,15 @@ def test_one_network_with_two_maps(family: QwenImage, folder: Path) -> None:
     assert_same(ours(family, controls, true_scale=GUIDANCE), expected)
 
 
-def test_two_controlnets_of_different_depths(family: QwenImage, folder: Path) -> None:
-    nets, weights, windows = ["net-0", "net-1"], [0.7, 0.4], [(0.0, 0.6), (0.3, 1.0)]
-    controls = [steer(family, folder / net, i, weight=weights[i], start=windows[i][0], end=windows[i][1]) for i, net in enumerate(nets)]
-    assert_same(ours(family, controls), reference(folder, nets, weights, windows))
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("nets", [["net-0"], ["net-0", "net-1"]], ids=len)
+def test_what_diffusers_has_no_pipeline_for(nets: list[str], way: str, family: QwenImage, folder: Path) -> None:
+    """One ControlNet or two of different depths, each in its window."""
+    windows = [(0.0, 0.6), (0.3, 1.0)]
+    controls = [steer(family, folder / net, i, weight=WEIGHTS[i], start=windows[i][0], end=windows[i][1]) for i, net in enumerate(nets)]
+    got = ours(family, controls, true_scale=GUIDANCE, **WAYS[way])
+    assert_same(got, reference(folder, nets, windows, way))
+    assert (got - ours(family, true_scale=GUIDANCE, **WAYS[way])).abs().max() > 1e-2  # the controls did something
 
 
 def test_img2img_and_inpaint(family: QwenImage, folder: Path) -> None:
