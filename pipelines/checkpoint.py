@@ -115,6 +115,47 @@ class Folder:
         return weight_files(self.path / part)
 
 
+class Wrapped:
+    """A checkpoint that answers as another does; what it does otherwise is for those who inherit. See `Checkpoint`."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self.checkpoint, self.path = checkpoint, checkpoint.path
+
+    @property
+    def classes(self) -> Mapping[str, str]:
+        """See `Checkpoint.classes`."""
+        return self.checkpoint.classes
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """See `Checkpoint.settings`."""
+        return self.checkpoint.settings
+
+    def has(self, part: str) -> bool:
+        """See `Checkpoint.has`."""
+        return self.checkpoint.has(part)
+
+    def remedy(self, part: str) -> str:
+        """See `Checkpoint.remedy`."""
+        return self.checkpoint.remedy(part)
+
+    def config(self, part: str) -> dict[str, Any]:
+        """See `Checkpoint.config`."""
+        return self.checkpoint.config(part)
+
+    def network(self, kind: Any, part: str, place: Place) -> Any:
+        """See `Checkpoint.network`."""
+        return self.checkpoint.network(kind, part, place)
+
+    def tokenizer(self, kind: Any, part: str) -> Any:
+        """See `Checkpoint.tokenizer`."""
+        return self.checkpoint.tokenizer(kind, part)
+
+    def files(self, part: str) -> list[Path]:
+        """See `Checkpoint.files`."""
+        return self.checkpoint.files(part)
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """The checkpoint at a path: a folder, or one file. A file with its config.json beside it is the folder they are in.
 

@@ -114,7 +114,7 @@ class Engine:
     def __init__(self, place: Place, memory: "Memory | None" = None) -> None:
         self.place, self.memory = place, memory
         if memory is not None:
-            memory.check()
+            memory.check(place.device.type)
         self._bases: OrderedDict[Path, Family] = OrderedDict()
         self._controls: OrderedDict[tuple[str, Path], Any] = OrderedDict()
         self._outlines: OrderedDict[Any, Family] = OrderedDict()
@@ -169,12 +169,7 @@ class Engine:
         family = family_of(checkpoint)
         self._hashes.pop(folder.resolve(), None)
         place = place_of(family, self.place)
-        if self.memory is None:
-            return family.load(checkpoint, place)
-        loaded = family.load(checkpoint, self.memory.first_place(place))
-        self.memory.settle(loaded, place)
-        loaded.offloads = self.memory.offload != "none"
-        return loaded
+        return family.load(checkpoint, place) if self.memory is None else self.memory.load(family, checkpoint, place)
 
     def _load_control(self, family: Family, folder: Path) -> Any:
         self._hashes.pop(folder.resolve(), None)

@@ -4,12 +4,10 @@ What can be asked of a family before it draws (does this ControlNet fit, does it
 checks stand once. Weight files are looked at from header to last byte's place, not read.
 """
 
-from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from core.errors import BadModel
-from pipelines.checkpoint import Checkpoint
+from pipelines.checkpoint import Checkpoint, Wrapped
 from pipelines.engine import family_of, place_of
 from pipelines.family import Family
 from pipelines.layouts.part import outline
@@ -18,33 +16,8 @@ from pipelines.place import Place
 _DAMAGE = (ValueError, TypeError, KeyError, AttributeError, RuntimeError, ZeroDivisionError, IndexError)
 
 
-class Outlined:
-    """A checkpoint whose networks come without weights; see `pipelines.checkpoint.Checkpoint`."""
-
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint, self.path = checkpoint, checkpoint.path
-
-    @property
-    def classes(self) -> Mapping[str, str]:
-        """See `Checkpoint.classes`."""
-        return self.checkpoint.classes
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """See `Checkpoint.settings`."""
-        return self.checkpoint.settings
-
-    def has(self, part: str) -> bool:
-        """See `Checkpoint.has`."""
-        return self.checkpoint.has(part)
-
-    def remedy(self, part: str) -> str:
-        """See `Checkpoint.remedy`."""
-        return self.checkpoint.remedy(part)
-
-    def config(self, part: str) -> dict[str, Any]:
-        """See `Checkpoint.config`."""
-        return self.checkpoint.config(part)
+class Outlined(Wrapped):
+    """A checkpoint whose networks come without weights."""
 
     def network(self, kind: Any, part: str, place: Place) -> Any:
         """The part's network with parameters on torch's meta device, in the place's numbers.
@@ -64,14 +37,6 @@ class Outlined:
         for parameter in network.parameters():
             parameter.data = parameter.data.to(place.dtype)
         return network.eval().requires_grad_(False)
-
-    def tokenizer(self, kind: Any, part: str) -> Any:
-        """See `Checkpoint.tokenizer`."""
-        return self.checkpoint.tokenizer(kind, part)
-
-    def files(self, part: str) -> list[Path]:
-        """See `Checkpoint.files`."""
-        return self.checkpoint.files(part)
 
 
 def outline_of(checkpoint: Checkpoint, place: Place) -> Family:

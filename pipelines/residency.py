@@ -4,22 +4,27 @@ The ladder in `pipelines/memory.py` answers when memory runs out; this is for wh
 is drawn but `storage` and `quantise`, which round weights.
 """
 
-import importlib.util
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from core.errors import BadRequest, unknown_name
+from pipelines.checkpoint import Checkpoint, Wrapped
 from pipelines.family import Family
 from pipelines.loading import quiet
 from pipelines.place import Place
+from pipelines.quantise import QUANTISED, check_quantise, need_package, quantise
 
 Offload = Literal["none", "model", "group", "sequential"]
 Storage = Literal["as_computed", "float8"]
-Quantise = Literal["none", "int8"]
+Quantise = Literal["none", "int8", "llm_int8", "nf4"]
+STORAGES: Mapping[str, str] = {
+    "as_computed": "weights are kept in the numbers that are computed in",
+    "float8": "the denoising network's weights are kept in 8 bits and spread out layer by layer",
+}
 OFFLOADS: Mapping[str, str] = {
     "none": "every network stays on the device",
     "model": "networks wait on the CPU and come whole, one at a time",
@@ -39,7 +44,7 @@ _DENOISERS = ("unet", "transformer")
 @dataclass(frozen=True)
 class Memory:
     """offload: one of `OFFLOADS`; storage: "float8" keeps the denoising network's weights in 8 bits and computes as before; quantise:
-    "int8" rounds its matrices to 8-bit integers with a scale a row (torchao); attention: one of `ATTENTION`, None for the library's own.
+    how its matrices are rounded, one of `QUANTISED` or "none"; attention: one of `ATTENTION`, None for the library's own.
     """
 
     offload: Offload = "none"
@@ -47,41 +52,66 @@ class Memory:
     quantise: Quantise = "none"
     attention: str | None = None
 
-    def check(self) -> None:
+    def check(self, device: str = "cpu") -> None:
         """
         Raises:
-            BadRequest: a name is unknown, its package is not installed, or two settings exclude each other.
+            BadRequest: a name is unknown, its package is not installed, the device cannot do it, or two settings exclude each other.
         """
         if self.offload not in OFFLOADS:
             raise unknown_name("offload", self.offload, OFFLOADS)
-        if self.storage not in ("as_computed", "float8"):
-            raise unknown_name("storage", self.storage, ("as_computed", "float8"))
-        if self.quantise not in ("none", "int8"):
-            raise unknown_name("quantise", self.quantise, ("none", "int8"))
-        if self.quantise == "int8":
-            _need("torchao", "quantise = 'int8'")
-            if self.storage != "as_computed" or self.offload in ("group", "sequential"):
-                raise BadRequest("quantise = 'int8' goes with offload none or model, and storage as_computed: leave the other out")
+        if self.storage not in STORAGES:
+            raise unknown_name("storage", self.storage, STORAGES)
+        if self.quantise not in ("none", *QUANTISED):
+            raise unknown_name("quantise", self.quantise, ("none", *QUANTISED))
+        if self.quantise != "none":
+            check_quantise(self.quantise, device)
+            able = ("none",) if self.quantise == "llm_int8" else ("none", "model")
+            if self.storage != "as_computed" or self.offload not in able:
+                raise BadRequest(
+                    f"quantise = {self.quantise!r} goes with offload {' or '.join(able)}, and storage as_computed: leave the other out"
+                )
         if self.offload == "sequential" and self.storage != "as_computed":
             raise BadRequest("offload = 'sequential' drops weights that storage = 'float8' would cast: use offload group")
+        if self.storage == "float8" and device == "mps":
+            raise BadRequest("storage = 'float8' is not for mps, which has no such numbers: use offload, or a smaller model")
         if self.attention is not None:
             if self.attention not in ATTENTION:
                 raise unknown_name("attention", self.attention, ATTENTION)
             package = ATTENTION[self.attention][1]
             if package is not None:
-                _need(package, f"attention = {self.attention!r}")
+                need_package(package, f"attention = {self.attention!r}")
 
-    def first_place(self, place: Place) -> Place:
-        """Where weights are read to: the device, or the CPU for what is to wait there."""
-        return place if self.offload == "none" else Place(torch.device("cpu"), place.dtype)
+    @property
+    def waits(self) -> bool:
+        """Whether weights are read to the CPU first, to stay there or to be rounded on the way."""
+        return self.offload != "none" or self.quantise != "none"
 
-    def settle(self, family: Family, place: Place) -> None:
-        """Bring a family that was loaded on `first_place` into its final order; from then on it computes on `place`."""
-        family.place = place
+    def load(self, family: type[Family], checkpoint: Checkpoint, place: Place) -> Family:
+        """A family of this checkpoint that lies in memory as these settings say, and computes on `place`.
+
+        Raises:
+            BadModel, Mismatch: as `Family.load`.
+            BadRequest: the attention backend cannot be used here.
+        """
+        loaded = family.load(Waiting(checkpoint) if self.waits else checkpoint, place)
+        loaded.checkpoint = checkpoint
+        self._settle(loaded, place)
+        loaded.offloads = self.offload != "none"
+        return loaded
+
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """What of this changes pictures, by its names: ways of rounding weights."""
+        return tuple(name for name in (self.storage, self.quantise) if name not in ("as_computed", "none"))
+
+    def _settle(self, family: Family, place: Place) -> None:
         networks = family.networks()
         for name in _DENOISERS:
             if name in networks:
                 self._settle_denoiser(networks[name], place)
+        if self.offload == "none" and self.waits:
+            for network in networks.values():
+                network.to(place.device)
         if self.offload == "model":
             _take_turns(list(networks.values()), place)
         for network in networks.values() if self.offload in ("group", "sequential") else ():
@@ -90,12 +120,23 @@ class Memory:
     def _settle_denoiser(self, network: Any, place: Place) -> None:
         if self.attention is not None:
             set_attention(network, ATTENTION[self.attention][0])
-        if self.quantise == "int8":
-            from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
-            quantize_(network, Int8WeightOnlyConfig())
+        if self.quantise != "none":
+            quantise(network, self.quantise, place if self.offload == "none" else on_cpu(place))
         if self.storage == "float8":
             network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=place.dtype)
+
+
+class Waiting(Wrapped):
+    """A checkpoint whose networks come to the CPU, wherever they will compute."""
+
+    def network(self, kind: Any, part: str, place: Place) -> Any:
+        """See `Checkpoint.network`."""
+        return self.checkpoint.network(kind, part, on_cpu(place))
+
+
+def on_cpu(place: Place) -> Place:
+    """The same numbers, on the CPU."""
+    return replace(place, device=torch.device("cpu"))
 
 
 def set_attention(network: Any, backend: str) -> None:
@@ -136,8 +177,3 @@ def _by_layers(network: nn.Module, place: Place, *, sequential: bool) -> None:
 
     streams = place.device.type == "cuda"
     apply_group_offloading(network, place.device, torch.device("cpu"), offload_type="leaf_level", use_stream=streams, non_blocking=streams)
-
-
-def _need(package: str, setting: str) -> None:
-    if importlib.util.find_spec(package) is None:
-        raise BadRequest(f"{setting} needs a package that is not installed: run 'pip install {package.replace('_', '-')}', or leave it out")

@@ -1,7 +1,5 @@
 """How a model lies in memory changes nothing of what it draws, but for weights that are rounded."""
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,8 @@ from core.errors import BadRequest
 from core.request import RenderRequest
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, choose_place, family_of
-from pipelines.residency import Memory, set_attention
+from pipelines.place import Place
+from pipelines.residency import Memory, Waiting, set_attention
 from renderer import Renderer
 from tests import tinymodels_flux
 
@@ -42,6 +41,15 @@ def test_eight_bits_are_stored_and_thirty_two_computed(base: Path) -> None:
     assert 0 < difference < 8  # levels of 255
 
 
+def test_devices_that_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.quantise.importlib.util.find_spec", lambda name: True)
+    for memory in (Memory(storage="float8"), Memory(quantise="nf4")):
+        with pytest.raises(BadRequest, match="is not for mps"):
+            memory.check("mps")
+    with pytest.raises(BadRequest, match="quantise = 'llm_int8' goes with offload none, and storage as_computed"):
+        Memory(quantise="llm_int8", offload="model").check("cuda")
+
+
 def test_attention_is_set_for_one_network_alone(tmp_path: Path) -> None:
     from diffusers.models.attention_dispatch import _AttentionBackendRegistry
 
@@ -65,6 +73,7 @@ def test_attention_is_set_for_one_network_alone(tmp_path: Path) -> None:
         ({"attention": "flash"}, r"attention = 'flash' needs a package that is not installed: run 'pip install flash-attn'"),
         ({"offload": "sequential", "storage": "float8"}, r"use offload group"),
         ({"storage": "float4"}, r"unknown storage 'float4'"),
+        ({"quantise": "nf5"}, r"unknown quantise 'nf5': did you mean 'nf4'\?"),
     ],
 )
 def test_settings_that_cannot_be(memory: dict[str, Any], says: str) -> None:
@@ -72,14 +81,37 @@ def test_settings_that_cannot_be(memory: dict[str, Any], says: str) -> None:
         Engine(choose_place(), Memory(**memory))
 
 
-def test_int8_rounds_matrices(base: Path) -> None:
-    pytest.importorskip("torchao")
-    difference = max(float(np.abs(a - b).mean()) for a, b in zip(drawn(base), drawn(base, Memory(quantise="int8")), strict=True))
-    assert difference < 8
+@pytest.mark.parametrize(
+    ("how", "package", "bound"), [("int8", "torchao", 8), ("llm_int8", "bitsandbytes", 8), ("nf4", "bitsandbytes", 24)]
+)
+def test_matrices_in_fewer_bits(base: Path, how: Any, package: str, bound: float) -> None:
+    """8-bit integers leave a weight's first two digits, 4-bit floats its first; bounds in levels of 255."""
+    pytest.importorskip(package)
+    wanted = drawn(base)
+    got = drawn(base, Memory(quantise=how))
+    assert 0 < max(float(np.abs(a - b).mean()) for a, b in zip(wanted, got, strict=True)) < bound
+    family: Any = Engine(choose_place(), Memory(quantise=how)).base(base)
+    layer = family.unet.mid_block.attentions[0].transformer_blocks[0].attn1.to_q
+    assert layer.weight.element_size() == 1 or how == "int8"
+    assert family.unet.conv_in.weight.dtype == torch.float32
 
 
-def test_int8_without_its_package_says_so() -> None:
-    if subprocess.run([sys.executable, "-c", "import torchao"], capture_output=True, check=False).returncode == 0:
-        pytest.skip("torchao is installed")
-    with pytest.raises(BadRequest, match=r"quantise = 'int8' needs a package that is not installed: run 'pip install torchao'"):
-        Engine(choose_place(), Memory(quantise="int8"))
+@pytest.mark.parametrize(("how", "package"), [("int8", "torchao"), ("llm_int8", "bitsandbytes"), ("nf4", "bitsandbytes")])
+def test_a_missing_package_is_named(how: Any, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipelines.quantise.importlib.util.find_spec", lambda name: None)
+    with pytest.raises(BadRequest, match=f"quantise = '{how}' needs a package that is not installed: run 'pip install {package}'"):
+        Engine(choose_place(), Memory(quantise=how))
+
+
+def test_families_know_where_they_compute_while_weights_wait(base: Path) -> None:
+    """What a family makes for itself when it is loaded (positions, statistics) belongs on the device; only weights wait on the CPU.
+
+    No second device is here: the meta device stands for one. Networks must be on the CPU, and the family's own place must not.
+    """
+    place = Place(torch.device("meta"), torch.float32)
+    memory = Memory(offload="group")
+    checkpoint = open_checkpoint(base)
+    loaded = family_of(checkpoint).load(Waiting(checkpoint), place)
+    assert memory.waits
+    assert loaded.place == place
+    assert {parameter.device.type for network in loaded.networks().values() for parameter in network.parameters()} == {"cpu"}
