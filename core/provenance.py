@@ -90,6 +90,9 @@ class Record(Frozen):
     mask_sha256: Sha256 | None = Field(None, description="the file of the mask it was painted through")
     device: str = Field("cpu", description="what it was computed on")
     dtype: str = Field("float32", description="the numbers it was computed with")
+    threads: int | None = Field(None, ge=1, description="of the CPU; None on other devices")
+    batch_row: int = Field(0, ge=0, description="the row it had in a batch of several requests, from 0")
+    batch_rows: int = Field(1, ge=1, description="how many rows that batch had; 1 for a request that was drawn by itself")
     versions: dict[str, str] = Field(default_factory=library_versions, description="of Limn and the libraries that decide pixels")
     notes: tuple[str, ...] = Field((), description="warnings, and what was done to fit into memory")
 

@@ -101,17 +101,25 @@ class Passes:
         try:
             if self.source is not None and self._canvas is None:
                 self._canvas = persistently(lambda: self._begin(before_call), self.family, notes)
-            latents_BChw = frugally(lambda rows: self._latents(rows, plans, report, before_call, notes), pictures, self.family, notes)
-
-            def pixels(rows: range) -> Tensor:
-                some = latents_BChw[rows.start - pictures.start : rows.stop - pictures.start]
-                return decode(self.family, some, tiles=self.tiles, notes=notes)
-
-            pixels_B3HW = frugally(pixels, pictures, self.family, notes)
+            found = self.develop(lambda rows: self._latents(rows, plans, report, before_call, notes), pictures, notes)
         except OutOfMemory as error:
-            raise self._too_large(len(pictures), plans[0]) from error
-        images = [self._finished(image_HWC) for image_HWC in tensor_to_pictures(pixels_B3HW)]
+            raise self.too_large(len(pictures), plans[0]) from error
+        images = [self._finished(image_HWC) for image_HWC in found]
         return [Drawn(image, (*known, *notes, *(() if image.any() else (BLACK,)))) for image in images]
+
+    def develop(self, latents: Callable[[range], Tensor], rows: range, notes: list[str]) -> list[Image]:
+        """latents(rows) as pictures, RGB uint8 HWC, in as few parts as memory allows; what was done is added to `notes`.
+
+        Raises:
+            BadModel: a picture is not finite.
+            OutOfMemory: nothing helped.
+        """
+        latents_BChw = frugally(latents, rows, self.family, notes)
+
+        def pixels(some: range) -> Tensor:
+            return decode(self.family, latents_BChw[some.start - rows.start : some.stop - rows.start], tiles=self.tiles, notes=notes)
+
+        return tensor_to_pictures(frugally(pixels, rows, self.family, notes))
 
     def _begin(self, before_call: Callable[[], None]) -> Canvas:
         assert self.source is not None
@@ -162,7 +170,7 @@ class Passes:
             return image_HWC
         return pasted(self.source.image_HWC, image_HWC, self.source.mask_HW)
 
-    def _too_large(self, count: int, plan: Plan) -> OutOfMemory:
+    def too_large(self, count: int, plan: Plan) -> OutOfMemory:
         """The error that names a size at which one step and decoding found memory."""
 
         @torch.inference_mode()

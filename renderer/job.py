@@ -1,6 +1,6 @@
 """A checked request being drawn: batches of pictures that share their words, each picture scored and recorded."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
     from torch import Tensor
 
     from pipelines.adapters import Lora
+    from pipelines.mixing import Single
     from pipelines.passes import Drawn, Passes
     from pipelines.planning import Words
     from pipelines.preview import Preview
@@ -58,16 +59,20 @@ class Job:
                 shown = lambda: previews(self.preview or default_preview(family), denoised, *_size_of(passes, denoised))  # noqa: E731
                 on_step(Step(i, passes.steps, rows, shown, lambda: tensor_to_pictures(family.decode(denoised))))
 
-        def before_call() -> None:
-            if cancelled is not None and cancelled():
-                raise Cancelled("cancelled by the caller")
-
         words = self.words[pictures.start]
-        found = passes.draw(pictures, words, self.loras[words], report, before_call)
+        found = passes.draw(pictures, words, self.loras[words], report, asking(cancelled))
         for i, drawn in zip(pictures, found, strict=True):
-            yield self._finished(i, drawn)
+            yield self.finished(i, drawn)
 
-    def _finished(self, index: int, drawn: "Drawn") -> Picture:
+    @property
+    def single(self) -> "Single":
+        """Its first picture, as it can be mixed with other requests'."""
+        from pipelines.mixing import Single
+
+        return Single(self.passes, self.words[0], self.loras[self.words[0]])
+
+    def finished(self, index: int, drawn: "Drawn", *, row: int = 0, rows: int = 1) -> Picture:
+        """The picture with this number, scored and recorded. row: of the `rows` of a batch of several requests."""
         request, words, place_ = self.passes.request, self.words[index], self.passes.family.place
         scores, records = [], []
         for unit, prepared in zip(request.controls, self.maps, strict=True):
@@ -95,6 +100,9 @@ class Job:
             mask_sha256=_hash(request.mask),
             device=str(place_.device),
             dtype=str(place_.dtype).removeprefix("torch."),
+            threads=threads_of(place_.device.type),
+            batch_row=row,
+            batch_rows=rows,
             notes=(*dict.fromkeys(warning for prepared in self.maps for warning in prepared.warnings), *drawn.notes),
         )
         maps = tuple(prepared.map_HWC for prepared in self.maps)
@@ -104,6 +112,52 @@ class Job:
 def together(pixels: int, device: str) -> int:
     """How many pictures of so many pixels are drawn in one batch at most."""
     return max(1, min(_LARGEST_BATCH, _BATCH_PX["cpu" if device == "cpu" else "other"] // pixels))
+
+
+def draw_many(jobs: Sequence[Job], cancelled: Callable[[], bool] | None) -> list[list[Picture]]:
+    """The pictures of every job; those that agree in all but their rows' own are drawn in one batch."""
+    from pipelines.mixing import kind_of as mixable
+
+    groups: dict[Hashable, list[int]] = {}
+    for i, job in enumerate(jobs):
+        groups.setdefault(mixable(job.single) or i, []).append(i)
+    found: dict[int, list[Picture]] = {}
+    for numbers in groups.values():
+        width, height = jobs[numbers[0]].passes.size
+        most = together(width * height, jobs[numbers[0]].passes.family.place.device.type)
+        for start in range(0, len(numbers), most):
+            some = numbers[start : start + most]
+            found |= zip(some, _draw_batch([jobs[i] for i in some], cancelled), strict=True)
+    return [found[i] for i in range(len(jobs))]
+
+
+def _draw_batch(jobs: Sequence[Job], cancelled: Callable[[], bool] | None) -> Iterator[list[Picture]]:
+    """The pictures of jobs that can be mixed, or of one job."""
+    from pipelines.mixing import draw_together
+
+    if len(jobs) == 1:
+        yield [picture for pictures in jobs[0].batches() for picture in jobs[0].draw(pictures, None, cancelled)]
+        return
+    drawn = draw_together([job.single for job in jobs], asking(cancelled))
+    for row, (job, one) in enumerate(zip(jobs, drawn, strict=True)):
+        yield [job.finished(0, one, row=row, rows=len(jobs))]
+
+
+def asking(cancelled: Callable[[], bool] | None) -> Callable[[], None]:
+    """What raises `Cancelled` when it is called after somebody has asked to stop."""
+
+    def ask() -> None:
+        if cancelled is not None and cancelled():
+            raise Cancelled("cancelled by the caller")
+
+    return ask
+
+
+def threads_of(device: str) -> int | None:
+    """How many threads compute on the CPU; the sums of other numbers of threads are rounded otherwise."""
+    import torch
+
+    return torch.get_num_threads() if device == "cpu" else None
 
 
 def _size_of(passes: "Passes", latents: "Tensor") -> tuple[int, int]:

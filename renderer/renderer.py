@@ -1,6 +1,6 @@
 """The renderer: models it keeps loaded, and requests checked and drawn with them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -10,7 +10,7 @@ from core.errors import BadRequest, unknown_name
 from core.provenance import WeightFile
 from core.request import ControlUnit, RenderRequest
 from renderer.examination import examine
-from renderer.job import Job
+from renderer.job import Job, draw_many
 from renderer.picture import OnStep, Picture
 from renderer.sources import check_files, check_unit, control_folder, digest_of, folders_of
 
@@ -83,13 +83,19 @@ class Renderer:
         self, request: RenderRequest, on_step: OnStep | None = None, *, cancelled: Callable[[], bool] | None = None
     ) -> Iterator[Picture]:
         """As `render`, each picture as soon as its batch is done."""
-        request = self._named(request)
-        for finding in self.examine(request, fetch=True):
-            if finding.error is not None:
-                raise finding.error
-        job = self._check(request)
+        job = self._ready(request)
         for pictures in job.batches():
             yield from job.draw(pictures, on_step, cancelled)
+
+    def render_many(self, requests: Sequence[RenderRequest], *, cancelled: Callable[[], bool] | None = None) -> list[list[Picture]]:
+        """The pictures of each request; equal to rounding to those of `render`, for requests that agree are drawn in one batch.
+
+        Prompts, seeds, control pictures and control weights may differ within a batch; see `pipelines.mixing`.
+
+        Raises:
+            UserError, OutOfMemory: as `render`, for any of them; found before anything is drawn.
+        """
+        return draw_many([self._ready(request) for request in requests], cancelled)
 
     def examine(self, request: RenderRequest, *, fetch: bool = False) -> "list[Finding]":
         """What will be wrong with a request, errors and warnings, before any weight is moved. fetch: models may be downloaded."""
@@ -97,6 +103,13 @@ class Renderer:
 
     def _named(self, request: RenderRequest) -> RenderRequest:
         return request if "model" in request.model_fields_set else request.model_copy(update={"model": self.model})
+
+    def _ready(self, request: RenderRequest) -> Job:
+        request = self._named(request)
+        for finding in self.examine(request, fetch=True):
+            if finding.error is not None:
+                raise finding.error
+        return self._check(request)
 
     def _check(self, request: RenderRequest) -> Job:
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""

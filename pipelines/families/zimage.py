@@ -182,7 +182,7 @@ class SteeredZImage:
     def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
         """What to add after the transformer's layers, unscaled; as long as with the longest text, so that all of one picture agree."""
         captions = self.family.captions(text)
-        maps = [self.map_1CHW[0][:, None]] * x.shape[0]
+        maps = list(self.map_1CHW[:, :, None].expand(x.shape[0], -1, -1, -1, -1))
         found = self.net(*told(x.to(self.family.place.dtype), t, captions), maps)
         length = _filled(x.shape[-2] * x.shape[-1] // PATCH**2) + TOKENS
         return {f"layer/{layer}": [F.pad(residual, (0, 0, 0, length - residual.shape[1]))] for layer, residual in found.items()}

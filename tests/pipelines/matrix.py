@@ -256,6 +256,22 @@ def batches(bench: Bench) -> None:
         assert near(pixels(picture), *bench.draw(bench.request(seed=7 + i, **values)))
 
 
+def mixed_requests(bench: Bench) -> None:
+    """Prompts of other lengths, seeds, maps and weights in one batch."""
+    requests = [
+        bench.request(prompt=prompt, seed=seed, sampler="euler_ancestral", controls=(bench.control(weight=weight),))
+        for prompt, seed, weight in (("a red sphere", 7, 1.0), ("a person in a long green coat on snow at night", 2, 0.6), ("", 5, 0.0))
+    ]
+    moved = requests[1].controls[0].model_copy(update={"image": bench.pictures / "photo.png"})
+    requests[1] = requests[1].model_copy(update={"controls": (moved,)})
+    alone = bench.draw(*requests)
+    with bench.counted() as calls:
+        together = [pixels(pictures[0]) for pictures in bench.renderer.render_many(requests)]
+    assert len(calls["base"]) == STEPS
+    assert all(near(one, other) for one, other in zip(together, alone, strict=True))
+    assert far(alone[0], alone[1])
+
+
 def second_pass(bench: Bench) -> None:
     for upscaler in ("latent", "lanczos"):
         hires = Hires(scale=2.0, upscaler=upscaler, strength=0.7)
@@ -332,6 +348,7 @@ FEATURES: dict[str, Callable[[Bench], None]] = {
     "prompts joined by AND": composed_prompts,
     "variation seeds": variation_seeds,
     "a picture of a batch is the picture alone": batches,
+    "requests mixed in one batch": mixed_requests,
     "second, larger pass": second_pass,
     "decoding in tiles": tiles,
     "previews": previews,
