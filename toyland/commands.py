@@ -1,5 +1,6 @@
 """`limn toyland …`: its arguments, and one call each into this package."""
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from toyland.judge import Settings
 
 app = typer.Typer(help="The toyland world: its data, the embedded model, and the figures that say how good it is.", no_args_is_help=True)
+circles = typer.Typer(help="The first lesson of a ControlNet, from an outline to a disc of the colour that is said.", no_args_is_help=True)
+app.add_typer(circles, name="circles")
 
 
 @app.command()
@@ -81,3 +84,50 @@ def measure(settings: "Settings", out: Path, *, workers: int | None, as_json: bo
         return
     terminal.show(report.table())
     typer.echo(f"written: {', '.join(str(path) for path in paths)}")
+
+
+@circles.command("build")
+def build_circles(
+    *,
+    count: Annotated[int, typer.Option("--count", help="Circles.")] = 800,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the dataset, in fill50k's layout.")] = Path("data/circles"),
+    seed: Annotated[int, typer.Option("--seed", help="Circle i is drawn with seed + i.")] = 0,
+    size: Annotated[int, typer.Option("--size", help="Pixels on each side.")] = 128,
+) -> None:
+    """Build a dataset of outlines and discs."""
+    from toyland.circles import build as build_dataset
+
+    with terminal.progress("circles", count) as done:
+        typer.echo(build_dataset(out, count, seed=seed, size=size, on_progress=done))
+
+
+@circles.command("measure")
+def measure_circles(
+    net: Annotated[str, typer.Argument(help="A ControlNet that was trained on circles: its folder or file.")],
+    *,
+    model: Annotated[str, typer.Option("--model", help="The base it was trained for.")] = "toyland",
+    count: Annotated[int, typer.Option("--count", help="Circles never seen in training.")] = 64,
+    size: Annotated[int, typer.Option("--size", help="Pixels on each side.")] = 128,
+    sheet: Annotated[Path, typer.Option("--sheet", help="Where the first circles' pictures go.")] = Path("outputs/circles.png"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object instead of a table.")] = False,
+) -> None:
+    """Measure how well such a ControlNet obeys: the disc's overlap with the true one and its colour's error, beside floor and ceiling."""
+    from core.files import publish
+    from core.images import encode_png
+    from toyland.lesson import Settings, judge
+
+    with terminal.progress("circles", count) as done:
+        lesson = judge(Settings(net, model, count, size), on_progress=done)
+    publish(sheet, encode_png(lesson.sheet()))
+    if as_json:
+        typer.echo(json.dumps({"measures": lesson.rows(), "sheet": str(sheet)}))
+        return
+    table = terminal.table("measure", "floor", "value (95%)", "ceiling", right=("floor", "value (95%)", "ceiling"))
+    for row, name, digits in zip(
+        lesson.rows(), ("overlap with the true disc (IoU)", "error of its colour (CIELAB ΔE)"), (3, 1), strict=True
+    ):
+        low, high = row["interval"]
+        value = f"{row['value']:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
+        table.add_row(name, f"{row['floor']:.{digits}f}", value, f"{row['ceiling']:.{digits}f}")
+    terminal.show(table)
+    typer.echo(sheet)
