@@ -73,6 +73,13 @@ class ObjectiveConfig(Frozen):
     )
     huber: float = Field(0.0, ge=0.0, le=10.0, description="errors beyond this count linearly (pseudo-Huber); 0: all squared")
     zero_terminal_snr: bool = Field(False, description="the last time is pure noise; for v-prediction")
+    multi_scale: int = Field(
+        0,
+        ge=0,
+        le=512,
+        description="errors count at every halving of the latents down to this side, in cells, as in Simple diffusion; 0: not",
+    )
+    unmasked: float = Field(0.0, ge=0.0, le=1.0, description="what counts outside the masks of data.mask, where 1 counts inside")
 
 
 class MonitorConfig(Frozen):
@@ -97,6 +104,12 @@ class ControlNetConfig(Frozen):
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
     condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
+    prior_share: float = Field(
+        0.0,
+        ge=0.0,
+        le=1.0,
+        description="share of samples with a black condition whose target is what the base says alone, drawn at each step",
+    )
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
     base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")

@@ -1,7 +1,7 @@
 """The task that trains a ControlNet of any family: denoising under a caption and a condition, the base frozen."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,13 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from core.errors import BadRequest
-from pipelines.family import Family
+from pipelines.family import Family, Text
 from pipelines.images import condition_to_tensor
 from pipelines.loading import quiet
 from training.cache import Gathered
 from training.data import Loader, Pair
 from training.export import write_folder
-from training.objectives import Objective, sample_moments
+from training.objectives import Noised, Objective, sample_moments
 from training.randomness import Draws
 from training.steering import HINT_CHANNELS as HINT_CHANNELS
 from training.steering import Steering, check_silent
@@ -61,6 +61,7 @@ class ControlNetTask:
     conditions: Gathered | None = None
     caption_dropout: float = 0.5
     condition_dropout: float = 0.0
+    prior_share: float = 0.0
     write: Export | None = None
     held_out: list[int] = field(default_factory=list)
     holds_out: bool = False
@@ -103,10 +104,10 @@ class ControlNetTask:
         x0_BCHW = self.latents(batch["moments"], draws)
         text = self.texts.dropped(batch, self.caption_dropout, draws)
         noised = self.objective.noised(x0_BCHW, draws)
-        condition_BCHW = self._dropped(batch["condition"], draws)
+        condition_BCHW, noised = self._prior(self._dropped(batch["condition"], draws), noised, text, draws)
         residuals = self.steering.residuals(self.net, noised.x_BCHW, noised.t_B, text, condition_BCHW)
         out_BCHW = self.base.predict(noised.x_BCHW, noised.t_B, text, residuals)
-        return self.objective.loss(noised, out_BCHW), {}
+        return self.objective.loss(noised, out_BCHW, batch.get("mask")), {}
 
     def finished(self, weights: dict[str, dict[str, Tensor]]) -> Any:
         """The network with these weights, apart from the one that is trained."""
@@ -136,9 +137,24 @@ class ControlNetTask:
         drop_B = draws.uniform(name="condition_dropout") < self.condition_dropout
         return torch.where(drop_B.reshape(-1, 1, 1, 1), self._black(condition_BCHW), condition_BCHW)
 
+    def _prior(self, condition_BCHW: Tensor, noised: Noised, text: Text, draws: Draws) -> tuple[Tensor, Noised]:
+        """Prior preservation: samples without a control, drawn anew at every step, whose target is what the base says alone.
+
+        They hold the net to silence where nothing is asked of it, whatever the pictures of the dataset look like. Source of the idea: Ruiz
+        et al., DreamBooth, 2023, section 4.2; the base itself is the prior here, at every time and for every caption.
+        """
+        if not self.prior_share:
+            return condition_BCHW, noised
+        drop_B111 = (draws.uniform(name="prior") < self.prior_share).reshape(-1, 1, 1, 1)
+        with torch.no_grad():
+            alone_BCHW = self.base.predict(noised.x_BCHW, noised.t_B, text, None)
+        target_BCHW = torch.where(drop_B111, alone_BCHW.to(noised.target_BCHW.dtype), noised.target_BCHW)
+        return torch.where(drop_B111, self._black(condition_BCHW), condition_BCHW), replace(noised, target_BCHW=target_BCHW)
+
     def _black(self, like_BCHW: Tensor) -> Tensor:
         if not self.steering.reads_latents:
             return torch.zeros_like(like_BCHW)
         cell_px = self.base.cell_px
-        black_HWC = np.zeros((like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px, 3), np.uint8)
+        size = (like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px)
+        black_HWC = np.zeros((*size, sum(self.loader.channels)), np.uint8)
         return self.steering.condition(black_HWC).clone().to(like_BCHW).expand_as(like_BCHW)

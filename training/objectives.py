@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from core.errors import BadRequest
 from pipelines.parameterisation import SMALLEST_ALPHA_CUMPROD, Parameterisation, Path, noised, parameterisation, zero_terminal_snr
@@ -115,19 +116,41 @@ class Objective:
         slope_B = self.parameterisation.denoised(torch.zeros_like(alpha_B), torch.ones_like(alpha_B), alpha_B, sigma_B)
         return (alpha_B / sigma_B).square().clamp(max=self.config.min_snr_gamma) * slope_B.square()
 
-    def loss(self, noised: Noised, out_BCHW: Tensor) -> Tensor:
+    def loss(self, noised: Noised, out_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
         """The weighted mean of the squared (or Huber) errors of the network's output, a scalar, in float32."""
-        return (noised.weight_B * self.errors(noised, out_BCHW)).mean()
+        return (noised.weight_B * self.errors(noised, out_BCHW, mask_B1HW)).mean()
 
-    def errors(self, noised: Noised, out_BCHW: Tensor) -> Tensor:
-        """Each picture's mean error (B,), unweighted: e², or c·2·(√(e² + c²) − c), which is e² for small e and grows as 2·c·|e|.
+    def errors(self, noised: Noised, out_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
+        """Each picture's mean error (B,), without the weight of its time.
+
+        mask_B1HW: 0 to 1, where errors count; where it is 0 they count `config.unmasked` times as much. With `config.multi_scale` it is the
+        mean over the latents' own resolution and every half of it, a resolution s × s weighed by 1 / s.
+
+        Source: Hoogeboom et al., Simple diffusion, 2023, section 3.3, for several scales.
+        """
+        error_BCHW = out_BCHW.float() - noised.target_BCHW.float()
+        weight_B1HW = None if mask_B1HW is None else self.config.unmasked + (1 - self.config.unmasked) * mask_B1HW.float()
+        total_B, weights = self._mean(error_BCHW, weight_B1HW), 1.0
+        smallest = self.config.multi_scale
+        while smallest and min(error_BCHW.shape[-2:]) >= 2 * smallest:
+            error_BCHW = F.avg_pool2d(error_BCHW, 2)
+            weight_B1HW = None if weight_B1HW is None else F.avg_pool2d(weight_B1HW, 2)
+            scale = noised.target_BCHW.shape[-1] / error_BCHW.shape[-1]
+            total_B, weights = total_B + scale * self._mean(error_BCHW, weight_B1HW), weights + scale
+        return total_B / weights
+
+    def _mean(self, error_BCHW: Tensor, weight_B1HW: Tensor | None) -> Tensor:
+        """The mean (B,) of e², or of c·2·(√(e² + c²) − c), which is e² for small e and grows as 2·c·|e|.
 
         Source of the second: Khrapov et al., Improving Diffusion Models's Data-Corruption Resistance, 2024.
         """
-        square_BCHW = (out_BCHW.float() - noised.target_BCHW.float()).square()
+        square_BCHW = error_BCHW.square()
         if c := self.config.huber:
             square_BCHW = 2 * c * ((square_BCHW + c * c).sqrt() - c)
-        return square_BCHW.flatten(1).mean(1)
+        if weight_B1HW is None:
+            return square_BCHW.flatten(1).mean(1)
+        counted_B = weight_B1HW.flatten(1).sum(1).clamp(min=1e-6)  # a random crop may miss the mask
+        return (square_BCHW.mean(1, keepdim=True) * weight_B1HW).flatten(1).sum(1) / counted_B
 
 
 def sample_moments(moments_B2CHW: Tensor, draws: Draws, scaling_factor: float, shift_factor: float = 0.0) -> Tensor:

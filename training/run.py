@@ -135,6 +135,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
+        prior_share=config.prior_share,
         write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),

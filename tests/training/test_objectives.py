@@ -149,6 +149,40 @@ def test_large_errors_count_linearly_with_huber() -> None:
     assert float(objective.loss(noised, noised.target_BCHW + 1e-2)) == pytest.approx(1e-4, rel=0.02)  # small errors as they were
 
 
+def test_errors_count_where_the_mask_is_white() -> None:
+    error = torch.zeros(2, 4, 6, 6)
+    error[0, :, :, :3], error[1] = 2.0, 1.0  # the left half wrong, and everything a little
+    mask = torch.zeros(2, 1, 6, 6)
+    mask[..., 3:] = 1.0
+    for unmasked, wanted in ((0.0, [0.0, 1.0]), (0.5, [4 * 0.5 / 1.5, 1.0]), (1.0, [2.0, 1.0])):
+        objective = Objective.from_scheduler_config(SCHEDULER, ObjectiveConfig(unmasked=unmasked))
+        noised = objective.noised(torch.zeros(2, 4, 6, 6), Draws(0, range(2)))
+        found = objective.errors(noised, noised.target_BCHW + error, mask)
+        torch.testing.assert_close(found, torch.tensor(wanted), rtol=0, atol=1e-6)
+        torch.testing.assert_close(objective.loss(noised, noised.target_BCHW + error, mask), found.mean(), rtol=0, atol=1e-6)
+    nothing = objective.errors(noised, noised.target_BCHW + error, torch.zeros(2, 1, 6, 6))
+    assert torch.isfinite(nothing).all()
+
+
+def test_the_multi_scale_loss_is_simple_diffusion_s() -> None:
+    objective = Objective.from_scheduler_config(SCHEDULER, ObjectiveConfig(multi_scale=8))
+    noised = objective.noised(torch.zeros(3, 4, 32, 32), Draws(0, range(3)))
+    error = torch.randn(3, 4, 32, 32, generator=torch.Generator().manual_seed(4))
+    wanted, weights = torch.zeros(3), 0.0
+    for side in (8, 16, 32):  # the sum of (1/s)·L over resolutions s, brought to weights of sum 1
+        cell = 32 // side
+        coarse = error.reshape(3, 4, side, cell, side, cell).mean((3, 5))
+        wanted, weights = wanted + coarse.square().mean((1, 2, 3)) / side, weights + 1 / side
+    found = objective.errors(noised, noised.target_BCHW + error)
+    torch.testing.assert_close(found, wanted / weights, rtol=1e-5, atol=1e-7)
+    # an error of one sign everywhere is as large at every scale; a checkerboard's is only seen at the finest
+    assert float(objective.loss(noised, noised.target_BCHW + 2)) == pytest.approx(4, rel=1e-5)
+    checks = (torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1.0
+    assert float(objective.loss(noised, noised.target_BCHW + checks)) == pytest.approx(1 / 7, rel=1e-4)
+    wide = objective.noised(torch.zeros(1, 4, 16, 64), Draws(0, range(1)))
+    assert float(objective.loss(wide, wide.target_BCHW + 2)) == pytest.approx(4, rel=1e-5)
+
+
 def test_zero_terminal_snr_ends_in_pure_noise_and_needs_another_output_than_epsilon() -> None:
     v = {**SCHEDULER, "prediction_type": "v_prediction"}
     objective = Objective.from_scheduler_config(v, ObjectiveConfig(zero_terminal_snr=True))
