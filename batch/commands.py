@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batch.doctor import Doctor
 from batch.driver import Limits, Tally
@@ -22,6 +22,9 @@ from batch.store import Store, open_store
 from batch.times import duration
 from batch.work import OpenRenderer
 from core.errors import BadRequest
+
+if TYPE_CHECKING:  # torch is heavy
+    from pipelines.residency import Memory
 
 MOST_SHOWN = 20
 FAILED, STOPPED, INTERRUPTED = 3, 4, 130  # exit codes: some jobs failed; a limit was reached; somebody asked to stop
@@ -46,13 +49,16 @@ class Options:
     workers: int = 0
     ray: str | None = None
     extractors: int | None = None
+    memory: "Memory | None" = None
 
 
 def render_source(source: Path, values: Mapping[str, Any], typed: Mapping[str, Any]) -> int:
     """`limn render SOURCE`; the exit code. values: the request's fields that were typed; typed: all options of the command by name."""
+    from pipelines.residency import Memory
+
     bare = [text for text in typed["control"] or () if "=" not in text.partition(",")[0]]
-    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name != "control"}
-    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare})
+    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name not in ("control", "memory")}
+    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare, "memory": Memory.asked(typed)})
     return render_batch(source, typed["out"], values, options, as_json=typed["as_json"])
 
 
@@ -67,19 +73,20 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     manifest = _read(source, values, options)
     manifest = vary(manifest, [parse_axis(text) for text in options.grid])
     gate = Gate(options.best_of, options.min_fidelity)
-    found = make_jobs(manifest.rows, Doctor(model, fetch=not options.dry_run), gate)
+    rounding = options.memory.rounding if options.memory else ()
+    found = make_jobs(manifest.rows, Doctor(model, fetch=not options.dry_run, rounding=rounding), gate)
     problems = sorted([*manifest.problems, *found.problems], key=lambda problem: problem.line)
     _complain(problems, found, skip=options.skip_bad or options.dry_run)
     if options.dry_run:
         before = look(found.jobs, open_store(out).names()) if _exists(out) else None
-        _rehearse(found, problems, before, OpenRenderer(_opened(found.jobs, model)), as_json=as_json)
+        _rehearse(found, problems, before, OpenRenderer(_opened(found.jobs, model), memory=options.memory), as_json=as_json)
         return 2 if problems and not options.skip_bad else 0
     store = open_store(out)
     cores = os.cpu_count() or 1
     threads = max(1, cores // options.workers) if options.workers > 1 else None
     extractors = options.extractors if options.extractors is not None else (0 if cores <= 2 else min(8, cores // (options.workers or 2)))
     settings = Settings(
-        open_drawer=OpenRenderer(_opened(found.jobs, model), threads=threads),
+        open_drawer=OpenRenderer(_opened(found.jobs, model), threads=threads, memory=options.memory),
         workers=options.workers,
         ray=options.ray,
         extractors=extractors,
@@ -137,7 +144,7 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, op
     left = [job for job in jobs if before is None or job.key not in before.there]
     plan = estimate(left)
     seconds = _seconds_a_picture(left, opens)
-    findings = _findings(left, opens.model)
+    findings = _findings(left, opens)
     values = {
         "jobs": len(jobs),
         "there": there,
@@ -164,15 +171,15 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, op
         print(json.dumps(first, indent=2, ensure_ascii=False))
 
 
-def _findings(jobs: Sequence[Job], model: str) -> list[str]:
+def _findings(jobs: Sequence[Job], opens: OpenRenderer) -> list[str]:
     """What `limn doctor` says about the first job of every set of models and settings."""
     from pipelines.engine import Engine, choose_place
     from renderer import examine
 
     first = {group_of(job): job for job in reversed(jobs)}
-    engine, found = Engine(choose_place()), []
+    engine, found = Engine(choose_place(opens.device, opens.dtype), opens.memory), []
     for job in first.values():
-        request = job.request if "model" in job.request.model_fields_set else job.request.model_copy(update={"model": model})
+        request = job.request if "model" in job.request.model_fields_set else job.request.model_copy(update={"model": opens.model})
         found += [f"line {job.line}: {one.level}: {' '.join(one.text.split())}" for one in examine(request, engine)]
     return found
 

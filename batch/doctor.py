@@ -4,6 +4,7 @@ Weights are told apart by their bytes: a model's folder gives one digest of all 
 """
 
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import controls
@@ -16,10 +17,13 @@ _FILES = (".safetensors", ".json", ".txt", ".model")
 
 
 class Doctor:
-    """Checks requests and digests their weights, each name and folder once. model: for requests that name none."""
+    """Checks requests and digests their weights, each name and folder once.
 
-    def __init__(self, model: str = "toyland", *, fetch: bool = True) -> None:
-        self.model, self.fetch = model, fetch
+    model: for requests that name none; rounding: how weights will be rounded when they are loaded (`pipelines.residency.Memory.rounding`).
+    """
+
+    def __init__(self, model: str = "toyland", *, fetch: bool = True, rounding: Sequence[str] = ()) -> None:
+        self.model, self.fetch, self.rounding = model, fetch, tuple(rounding)
         self._seen: set[tuple[object, ...]] = set()
         self._found: dict[tuple[object, ...], tuple[str, ...]] = {}
 
@@ -40,7 +44,7 @@ class Doctor:
                 raise BadRequest(f"no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
     def weights(self, request: RenderRequest) -> tuple[str, ...]:
-        """A digest of the base model, of each control's network, and of each LoRA.
+        """A digest of the base model, of each control's network, and of each LoRA; last how they are rounded, where they are.
 
         Raises:
             BadModel, BadRequest: a model is not here and cannot be had, or none is known for a control.
@@ -80,7 +84,7 @@ class Doctor:
         for unit in request.controls:
             folder = self._network(unit, base)
             found.append("" if folder is None else digest(folder))
-        return (*found, *self._loras(request, base))
+        return (*found, *self._loras(request, base), *self.rounding)
 
     def _network(self, unit: ControlUnit, base: Path) -> Path | None:
         """The ControlNet that the renderer will take; None for a base that reads maps itself."""

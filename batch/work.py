@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
@@ -21,6 +21,9 @@ from core.errors import Cancelled, LimnError, UserError
 from core.provenance import picture_bytes
 from core.request import RenderRequest
 from renderer import Picture
+
+if TYPE_CHECKING:  # torch is heavy
+    from pipelines.residency import Memory
 
 log = logging.getLogger("limn.batch")
 
@@ -37,12 +40,13 @@ class Drawer(Protocol):
 
 @dataclass(frozen=True)
 class OpenRenderer:
-    """Opens a renderer in the process that will draw. threads: of the CPU; None for as many as the library takes."""
+    """Opens a renderer in the process that will draw. threads: of the CPU; None for as many as the library takes; memory: how it lies."""
 
     model: str = "toyland"
     device: str | None = None
     dtype: str | None = None
     threads: int | None = None
+    memory: "Memory | None" = None
 
     def __call__(self, number: int = 0) -> Drawer:
         """The renderer of worker `number`, on a device of its own where there are several."""
@@ -55,7 +59,7 @@ class OpenRenderer:
         device = self.device
         if device in (None, "cuda") and torch.cuda.device_count() > 1:
             device = f"cuda:{number % torch.cuda.device_count()}"
-        return Renderer.open(self.model, device, self.dtype)
+        return Renderer.open(self.model, device, self.dtype, memory=self.memory)
 
 
 Open: TypeAlias = Callable[[int], Drawer]

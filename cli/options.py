@@ -10,6 +10,7 @@ from core.errors import BadRequest
 from core.request import RenderRequest
 
 if TYPE_CHECKING:
+    from pipelines.residency import Memory
     from renderer import Picture, Renderer
 
 DEFAULT = RenderRequest()
@@ -40,11 +41,18 @@ def pairs(settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def open_renderer(model: str) -> "Renderer":
+def memory_of(context: typer.Context) -> "Memory | None":
+    """How the model is to lie in memory, by the options of the command."""
+    from pipelines.residency import Memory
+
+    return Memory.asked(context.params)
+
+
+def open_renderer(model: str, memory: "Memory | None" = None) -> "Renderer":
     """A renderer with `model` loaded."""
     from renderer import Renderer
 
-    return Renderer.open(model=model)
+    return Renderer.open(model=model, memory=memory)
 
 
 def stream(renderer: "Renderer", request: RenderRequest, what: str = "steps") -> "Iterator[Picture]":

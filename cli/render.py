@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from batch import options as batches
-from cli.options import DEFAULT, Json, help_of, open_renderer, option, pairs, stream
+from cli.options import DEFAULT, Json, help_of, memory_of, open_renderer, option, pairs, stream
 from core import terminal
 from core.errors import BadRequest
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
@@ -21,10 +21,19 @@ SAMPLERS = (
 SCHEDULES = "uniform, leading, trailing, sgm_uniform, simple, beta, karras, exponential or polyexponential"
 SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures and memory"
 HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
+OFFLOADS = "none, model (whole networks wait on the CPU), group (layer by layer) or sequential (least memory, slowest)"
+STORAGES = "as_computed or float8 (8 bits, spread out while they compute)"
+QUANTISED = "none, int8 (needs torchao), llm_int8 or nf4 (need bitsandbytes)"
+ATTENTION = "sdpa, flash, sage or xformers"
 INVERSION_HELP = "Begin from the init_image's own noise instead of noise from the seed; the prompt says what it shows."
 CONTROL_HELP = (
     "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
 )
+
+
+def lies(name: str, text: str) -> Any:
+    """An option that says how the model lies in memory; see `pipelines.residency.Memory`."""
+    return typer.Option(name, help=text, rich_help_panel=LARGER)
 
 
 @batches.accepted
@@ -63,6 +72,10 @@ def render(
     paste_back: Annotated[bool, option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
     hires: Annotated[str | None, option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
     tile_vae: Annotated[Tiles, option("tile_vae", LARGER)] = DEFAULT.tile_vae,
+    offload: Annotated[str, lies("--offload", f"What waits on the CPU: {OFFLOADS}.")] = "none",
+    storage: Annotated[str, lies("--storage", f"In which numbers the weights are kept: {STORAGES}.")] = "as_computed",
+    quantise: Annotated[str, lies("--quantise", f"How matrices are rounded: {QUANTISED}.")] = "none",
+    attention: Annotated[str | None, lies("--attention", f"{ATTENTION}; by default the library's own.")] = None,
     **options: Any,
 ) -> int | None:
     """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
@@ -73,7 +86,7 @@ def render(
     batches.refuse_without_source(context)
     request = build_request({"model": model, **typed_fields(context)})
     started = time.perf_counter()
-    found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model), request)]
+    found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model, memory_of(context)), request)]
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
     return None
 
@@ -84,7 +97,7 @@ def doctor(context: typer.Context, **options: Any) -> int | None:
     from renderer import examine
 
     values = (read_request(options["request"]) if options["request"] else {}) | typed_fields(context)
-    found = examine(build_request({"model": DEFAULT.model, **values}), Engine(choose_place()))
+    found = examine(build_request({"model": DEFAULT.model, **values}), Engine(choose_place(), memory_of(context)))
     if options["as_json"]:
         typer.echo(json.dumps({"findings": [{"level": one.level, "about": one.about, "text": one.text} for one in found]}))
     for one in found if not options["as_json"] else ():

@@ -23,6 +23,7 @@ from pipelines.footprint import Footprint, file_bytes, footprint, free_bytes, sh
 from pipelines.memory import SHARES
 from pipelines.planning import loras_of, stages_of, with_defaults, words_of
 from pipelines.prompt import parse
+from pipelines.residency import Memory
 from pipelines.schedules import SCHEDULES
 
 # The names by which cards and files call the kinds.
@@ -30,6 +31,12 @@ ALIASES: Mapping[str, str] = {
     "openpose": "pose", "dwpose": "pose", "midas": "depth", "zoe": "depth", "hed": "softedge", "pidinet": "softedge", "pidi": "softedge",
     "mlsd": "lines", "normalbae": "normal", "normals": "normal", "seg": "segmentation",
 }  # fmt: skip
+# How a model can lie in memory, the fastest first.
+_SETTINGS: Mapping[str, Memory] = {
+    "storage float8": Memory(storage="float8"),
+    "offload model": Memory(offload="model"),
+    "offload group": Memory(offload="group"),
+}
 _LARGER, _SMALLER = 2.25, 0.4  # of the model's own area: beyond, pictures repeat their subject or lose their shape
 
 
@@ -232,15 +239,16 @@ def _examine_memory(request: RenderRequest, family: Family, nets: Sequence[Check
     controls = [file_bytes(net.files(""), family.place.dtype) for net in {net.path: net for net in nets}.values()]
     loaded = ward.engine.holds(family.checkpoint.path)
 
-    def needed(changed: RenderRequest, together: int) -> Footprint:
-        return footprint(family, changed, controls, together=together, loaded=loaded)
+    def needed(changed: RenderRequest, together: int, memory: Memory | None = ward.engine.memory) -> Footprint:
+        return footprint(family, changed, controls, together=together, loaded=loaded, memory=memory)
 
     together = around.together(request)
     need = needed(request, together)
     if need.least > free:
+        settings = "offload group, storage float8, quantise nf4" if family.place.device.type != "cpu" else "a dtype with fewer bits"
         lacking = OutOfMemory(
             f"the largest network alone takes {shown(need.least)}, {shown(free)} are free on {family.place.device}: "
-            "use a smaller model, or a dtype with fewer bits"
+            f"use a smaller model, or {settings}"
         )
         ward.findings.append(Finding("memory", str(lacking), lacking))
     elif need.total > free:
@@ -251,7 +259,7 @@ def _examine_memory(request: RenderRequest, family: Family, nets: Sequence[Check
         )
 
 
-def _setting_that_fits(request: RenderRequest, family: Family, needed: Callable[[RenderRequest, int], Footprint], free: int) -> str:
+def _setting_that_fits(request: RenderRequest, family: Family, needed: Callable[..., Footprint], free: int) -> str:
     """The least change to a request with which it would fit into so many bytes."""
     tiles = request.model_copy(update={"tile_vae": "on"})
     if needed(request, 1).total <= free:
@@ -260,6 +268,10 @@ def _setting_that_fits(request: RenderRequest, family: Family, needed: Callable[
         return "with tile_vae on it would fit"
     if request.hires is not None and needed(tiles.model_copy(update={"hires": None}), 1).total <= free:
         return "without hires it would fit"
+    if family.place.device.type != "cpu":
+        for name, setting in _SETTINGS.items():
+            if needed(tiles, 1, setting).total <= free:
+                return f"with {name} it would fit"
     for share in SHARES:
         width, height = (int(side * share**0.5) // 64 * 64 or 64 for side in (request.width, request.height))
         if needed(tiles.model_copy(update={"width": width, "height": height, "hires": None}), 1).total <= free:

@@ -153,6 +153,7 @@ class Family(ABC):
     end_on_first: bool = False
     cell_px: int = 8
     offloads: bool = False
+    rounding: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
         self.checkpoint, self.place = checkpoint, place

@@ -22,9 +22,13 @@ from torch import nn
 
 from core.request import RenderRequest
 from pipelines.family import Family
+from pipelines.layouts.gguf import is_gguf
 from pipelines.memory import TILED_FROM_PX
+from pipelines.residency import DENOISERS, Memory, Offload
 
 FORWARD, DECODE = 20, 8
+# Of a rounded weight, with its share of the scales.
+_BITS = {"float8": 8.0, "int8": 8.1, "llm_int8": 8.1, "nf4": 4.5}
 _TILE_PX = 512 * 512  # what an autoencoder decodes at once where it works in tiles
 
 
@@ -36,11 +40,13 @@ class Footprint:
     controls: int
     forward: int
     decode: int
+    offload: Offload = "none"
 
     @property
     def weights(self) -> int:
-        """All weights at once."""
-        return sum(self.base.values()) + self.controls
+        """Those that are on the device at once."""
+        together = {"none": sum(self.base.values()), "model": max(self.base.values(), default=0)}
+        return together.get(self.offload, 0) + self.controls
 
     @property
     def total(self) -> int:
@@ -50,14 +56,24 @@ class Footprint:
     @property
     def least(self) -> int:
         """With idle networks elsewhere and tiles: the largest network alone."""
-        return max((*self.base.values(), self.controls), default=0)
+        return max((*(self.base.values() if self.offload in ("none", "model") else ()), self.controls), default=0)
 
 
-def footprint(family: Family, request: RenderRequest, controls: Sequence[int], *, together: int = 1, loaded: bool = False) -> Footprint:
+def footprint(
+    family: Family,
+    request: RenderRequest,
+    controls: Sequence[int],
+    *,
+    together: int = 1,
+    loaded: bool = False,
+    memory: Memory | None = None,
+) -> Footprint:
     """Of a request with its defaults. family: loaded or outlined; controls: bytes of each ControlNet; together: pictures drawn at once;
-    loaded: the base model is there already."""
-    networks = family.networks()
+    loaded: the base model is there already; memory: how it will lie."""
+    networks, memory = family.networks(), memory or Memory()
     base = {} if loaded else {name: _bytes(network) for name, network in networks.items()}
+    for name in base.keys() & DENOISERS:
+        base[name] = _rounded(base[name], networks[name], family.checkpoint.files(name), memory)
     number = torch.finfo(family.place.dtype).bits // 8
     sides = [(request.width, request.height)]
     if request.hires is not None:
@@ -75,6 +91,7 @@ def footprint(family: Family, request: RenderRequest, controls: Sequence[int], *
         sum(controls),
         rows * positions * _width(denoiser.config) * FORWARD * number,
         (min(pixels, _TILE_PX) if tiled else together * pixels) * _narrowest(autoencoder.config) * DECODE * precise,
+        memory.offload,
     )
 
 
@@ -99,6 +116,14 @@ def free_bytes(device: torch.device) -> int | None:
 def shown(number: int) -> str:
     """Bytes as people write them."""
     return f"{number / 1e9:.1f} GB" if number >= 1e8 else f"{math.ceil(number / 1e6)} MB"
+
+
+def _rounded(plain: int, network: nn.Module, files: Sequence[Path], memory: Memory) -> int:
+    """What a denoising network's weights take, given what they take in the numbers that it computes in."""
+    bits = min(_BITS.get(name, 32.0) for name in (*memory.rounding, ""))
+    whole = round(sum(parameter.numel() for parameter in network.parameters()) * bits / 8)
+    packed = sum(file.stat().st_size for file in files) if files and all(is_gguf(file) for file in files) else plain
+    return min(plain, whole, packed)
 
 
 def _bytes(network: nn.Module) -> int:

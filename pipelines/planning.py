@@ -180,6 +180,8 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
         BadRequest: the prompt's syntax is wrong, or guidance is asked for in a way that the model does not know.
     """
     scale = _classifier_free_scale(request, family, notes)
+    if family.rounding:
+        _add(notes, f"the denoising network's weights are rounded: {', '.join(family.rounding)}")
     steps = max(stage.times.steps, 1)
     prompt, negative = parse(words.prompt, steps), parse(words.negative, steps, composable=False)
     drawing = Drawing(stage.width, stage.height, request.guidance_scale)

@@ -5,7 +5,7 @@ is drawn but `storage` and `quantise`, which round weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import torch
@@ -38,7 +38,7 @@ ATTENTION: Mapping[str, tuple[str, str | None]] = {
     "sage": ("sage", "sageattention"),
     "xformers": ("xformers", "xformers"),
 }
-_DENOISERS = ("unet", "transformer")
+DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,12 @@ class Memory:
     storage: Storage = "as_computed"
     quantise: Quantise = "none"
     attention: str | None = None
+
+    @classmethod
+    def asked(cls, options: Mapping[str, Any]) -> "Memory | None":
+        """What options of a command line say, by the names of the fields; None where all are as they are by default."""
+        memory = cls(**{field.name: options[field.name] for field in fields(cls)})
+        return None if memory == cls() else memory
 
     def check(self, device: str = "cpu") -> None:
         """
@@ -96,7 +102,7 @@ class Memory:
         loaded = family.load(Waiting(checkpoint) if self.waits else checkpoint, place)
         loaded.checkpoint = checkpoint
         self._settle(loaded, place)
-        loaded.offloads = self.offload != "none"
+        loaded.offloads, loaded.rounding = self.offload != "none", self.rounding
         return loaded
 
     @property
@@ -106,7 +112,7 @@ class Memory:
 
     def _settle(self, family: Family, place: Place) -> None:
         networks = family.networks()
-        for name in _DENOISERS:
+        for name in DENOISERS:
             if name in networks:
                 self._settle_denoiser(networks[name], place)
         if self.offload == "none" and self.waits:

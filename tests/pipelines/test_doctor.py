@@ -16,6 +16,8 @@ from pipelines import doctor, footprint
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, choose_place
 from pipelines.outline import outline_of
+from pipelines.place import Place
+from pipelines.residency import Memory
 from renderer import Renderer, examine
 from tests import tinymodels, tinymodels_flux, tinymodels_sd3, tinymodels_sdxl
 
@@ -149,6 +151,31 @@ def test_memory(house: Path, free: int, fields: dict[str, Any], says: str) -> No
     assert len(found) == 1
     assert re.search(says, found[0].text), found[0].text
     assert isinstance(found[0].error, OutOfMemory) == (free == 100_000)
+
+
+def test_memory_on_a_graphics_card(house: Path) -> None:
+    """What would fit is asked of every setting, the fastest first; no card is needed to reckon."""
+    request = build_request({"model": str(house / "base"), "width": 64, "height": 64, "guidance_scale": 1.0})
+    place = Place(torch.device("cuda"), torch.float16)
+    family = outline_of(open_checkpoint(house / "base"), place)
+    settings = {
+        "storage float8": Memory(storage="float8"),
+        "offload model": Memory(offload="model"),
+        "offload group": Memory(offload="group"),
+    }
+    needs = {name: footprint.footprint(family, request, [], memory=memory).total for name, memory in settings.items()}
+    assert max(needs.values()) < footprint.footprint(family, request, []).total
+    for free in needs.values():
+        around = doctor.Surroundings(find_net=lambda unit, family: None, free=free)
+        (found,) = [one for one in doctor.examine(request, Engine(place), around) if one.about == "memory"]
+        if isinstance(found.error, OutOfMemory):  # the largest network alone is too much
+            assert "use a smaller model, or offload group, storage float8, quantise nf4" in found.text
+            continue
+        named = re.search(r"with (\w+ \w+) it would fit", found.text)
+        assert named is not None, found.text
+        assert needs[named[1]] <= free
+        asked = Engine(place, settings[named[1]])
+        assert not [one for one in doctor.examine(request, asked, around) if one.about == "memory"]
 
 
 def test_footprints_add_up(house: Path) -> None:

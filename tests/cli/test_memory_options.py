@@ -1,0 +1,72 @@
+"""How a model lies in memory, said on the command line: for one request, for a batch, and to the doctor."""
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import cli
+from core.images import decode
+from core.provenance import read_record
+from pipelines.quantise import QUANTISED
+from pipelines.residency import ATTENTION, OFFLOADS, STORAGES, Memory
+from tests.cli.conftest import SIZE, limn
+
+
+def drawn(folder: str) -> list[np.ndarray]:
+    return [decode(path) for path in sorted(Path(folder).glob("*.png"))]
+
+
+def test_help_names_them_all() -> None:
+    texts = {cli.render.OFFLOADS: OFFLOADS, cli.render.STORAGES: STORAGES, cli.render.ATTENTION: ATTENTION}
+    for text, names in (*texts.items(), (cli.render.QUANTISED, ("none", *QUANTISED))):
+        assert re.split(", | or ", re.sub(r" \([^)]*\)", "", text)) == list(names)
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_offloading_draws_the_same(house: Path, offload: str) -> None:
+    command = ("render", "-p", "a cube", "--model", house / "base", *SIZE)
+    assert limn(*command, "--out", "plain") == 0
+    assert limn(*command, "--offload", offload, "--out", "offloaded") == 0
+    assert np.array_equal(drawn("plain")[0], drawn("offloaded")[0])
+
+
+def test_rounding_is_recorded_and_counts_as_another_job(house: Path) -> None:
+    Path("jobs.jsonl").write_text(json.dumps({"prompt": "a cube", "size": "64x64", "steps": 2}))
+    command = ("render", "jobs.jsonl", "--model", house / "base", "--out", "batch")
+    assert limn(*command) == 0
+    assert limn(*command, "--storage", "float8") == 0
+    paths = sorted(Path("batch").glob("*.png"))
+    assert len(paths) == 2
+    notes = sorted(read_record(path).notes for path in paths)
+    assert notes == [(), ("the denoising network's weights are rounded: float8",)]
+    assert not np.array_equal(*map(decode, paths))
+
+
+@pytest.mark.parametrize("command", ["render", "doctor"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--offload", "grup"), "unknown offload 'grup': did you mean 'group'?"),
+        (("--storage", "float88"), "unknown storage 'float88': did you mean 'float8'?"),
+        (("--quantise", "nf5"), "unknown quantise 'nf5': did you mean 'nf4'?"),
+        (("--attention", "sdp"), "unknown attention 'sdp': did you mean 'sdpa'?"),
+        (("--attention", "flash"), "attention = 'flash' needs a package that is not installed: run 'pip install flash-attn'"),
+        (("--offload", "sequential", "--storage", "float8"), "use offload group"),
+    ],
+)
+def test_what_cannot_be_is_one_line(
+    house: Path, command: str, options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert limn(command, "--model", house / "base", *SIZE, *options) == 2
+    said = capsys.readouterr().err
+    assert says in said
+    assert said.count("\n") == 1
+
+
+def test_only_what_differs_counts() -> None:
+    values = {"offload": "none", "storage": "as_computed", "quantise": "none", "attention": None, "seed": 3}
+    assert Memory.asked(values) is None
+    assert Memory.asked(values | {"offload": "group"}) == Memory(offload="group")
