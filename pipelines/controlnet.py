@@ -6,14 +6,14 @@ Source: Zhang et al., Adding Conditional Control to Text-to-Image Diffusion Mode
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from core.errors import Mismatch
-from pipelines.family import Hint, Place, Residuals, Text
+from pipelines.family import Hint, Place, PreparedControl, Residuals, Text
 from pipelines.images import condition_to_tensor
 
 # The place that each kind has in a union network's control type; networks of six types end before tile.
@@ -120,7 +120,7 @@ class SteeredControlNet:
 
 
 class LoadedUnion(LoadedControlNet):
-    """A union ControlNet; each control is a call of its own, as in diffusers' MultiControlNetUnionModel."""
+    """A union ControlNet; controls that act alike are one call of it, as the `control_mode` lists of diffusers' pipelines."""
 
     def prepare(self, hint: Hint) -> "SteeredUnion":
         """The network with a map and the type that the map's kind has in it.
@@ -155,3 +155,32 @@ class SteeredUnion(SteeredControlNet):
             "control_type_idx": [self.index],
             "conditioning_scale": 1.0,
         }
+
+    def join(self, weight: float, other: PreparedControl, other_weight: float) -> "tuple[JoinedUnion, float] | None":
+        """Both in one call, each with its weight inside the network; None for maps of different networks."""
+        if not isinstance(other, SteeredUnion) or other.loaded is not self.loaded:
+            return None
+        return JoinedUnion(self.loaded, self.hint_BCHW, ((self, weight), (other, other_weight))), 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class JoinedUnion(SteeredControlNet):
+    """A union ControlNet with several maps, which it fuses before its first block, and the weight of each."""
+
+    parts: tuple[tuple[SteeredUnion, float], ...]
+
+    def condition(self, rows: int) -> dict[str, Any]:
+        """See `SteeredControlNet.condition`."""
+        types = torch.stack([part.type_1K for part, _ in self.parts]).amax(dim=0)
+        return {
+            "controlnet_cond": [part.hint_BCHW.expand(rows, -1, -1, -1) for part, _ in self.parts],
+            "control_type": types.expand(rows, -1),
+            "control_type_idx": [part.index for part, _ in self.parts],
+            "conditioning_scale": [weight for _, weight in self.parts],
+        }
+
+    def join(self, weight: float, other: PreparedControl, other_weight: float) -> "tuple[JoinedUnion, float] | None":
+        """See `SteeredUnion.join`."""
+        if not isinstance(other, SteeredUnion) or other.loaded is not self.loaded:
+            return None
+        return replace(self, parts=(*self.parts, (other, other_weight))), weight

@@ -25,7 +25,7 @@ from pipelines.lora_file import find_lora
 from pipelines.prompt import Part, parse
 from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
-from pipelines.steering import Steering
+from pipelines.steering import Steering, united
 from pipelines.wildcards import expand
 
 
@@ -60,7 +60,8 @@ class Given:
 
 
 def with_controls(stage: Stage, family: Family, given: Sequence[Given]) -> Stage:
-    """The stage with its controls; one map through one network is embedded once, however often it is used.
+    """The stage with its controls; one map through one network is embedded once, however often it is used, and maps that one call of a
+    network can read are given to it together.
 
     Raises:
         Mismatch: a control has no places to mask, or other levels than it has weights.
@@ -73,7 +74,7 @@ def with_controls(stage: Stage, family: Family, given: Sequence[Given]) -> Stage
             prepared[key] = family.prepare(one.net, one.hint)
         mask = None if one.mask_HW is None else torch.from_numpy(one.mask_HW).float() / 255.0
         steerings.append(Steering(prepared[key], unit.weight, unit.start, unit.end, unit.mode, mask, unit.layer_weights))
-    return replace(stage, controls=tuple(steerings))
+    return replace(stage, controls=united(steerings))
 
 
 def with_defaults(request: RenderRequest, family: Family) -> RenderRequest:

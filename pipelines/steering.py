@@ -1,10 +1,11 @@
-"""How controls act: weight, window, mode, levels and region of each, and the sum of all.
+"""How controls act: weight, window, mode, levels and region of each, which of them are asked in one call, and the sum of all.
 
 Axes: B rows, C channels, H and W latent cells, L tokens of the picture.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -15,6 +16,15 @@ from core.request import Mode
 from pipelines.family import PreparedControl, Residuals, Text
 
 PROMPT_FADE = 0.825  # per level away from the middle, as in sd-webui-controlnet's unbalanced modes
+
+
+@runtime_checkable
+class Joins(Protocol):
+    """A prepared control whose network can read another map in the same call."""
+
+    def join(self, weight: float, other: PreparedControl, other_weight: float) -> tuple[PreparedControl, float] | None:
+        """Both as one control, and its weight; None where the network has no way to."""
+        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +62,22 @@ class Steering:
         """Whether the negative prompt's half goes unsteered."""
         return self.mode in ("control", "guess") or self.control.positive_only
 
+    @property
+    def silent(self) -> bool:
+        """Whether it has no weight anywhere."""
+        return self.weight == 0.0 or (self.layer_weights != () and not any(self.layer_weights))
+
     def active(self, i: int, steps: int) -> bool:
         """Whether the control acts in step i of `steps`: with weight, and with the whole step inside the window."""
-        silent = self.weight == 0.0 or (self.layer_weights != () and not any(self.layer_weights))
-        return not silent and inside(i, steps, self.start, self.end)
+        return not self.silent and inside(i, steps, self.start, self.end)
+
+    def joined(self, other: "Steering") -> "Steering | None":
+        """Both as one, where they act alike and one call of their network can serve them."""
+        alike = all(getattr(self, name) == getattr(other, name) for name in ("start", "end", "mode", "layer_weights"))
+        if self.silent or other.silent or not alike or not isinstance(self.control, Joins) or not _equal(self.mask_HW, other.mask_HW):
+            return None
+        found = self.control.join(self.weight, other.control, other.weight)
+        return None if found is None else replace(self, control=found[0], weight=found[1])
 
     def residuals(self, x: Tensor, t: Tensor, text: Text) -> Residuals:
         """The network's residuals, weighted by level and region."""
@@ -84,6 +106,23 @@ class Steering:
             others = mask.mean().expand(1, residual.shape[1] - mask.shape[1], 1)
             return torch.cat([mask, others], dim=1)
         return self._masks[size, tokens]
+
+
+def _equal(one: Tensor | None, other: Tensor | None) -> bool:
+    return one is other or (one is not None and other is not None and torch.equal(one, other))
+
+
+def united(steerings: Sequence[Steering]) -> tuple[Steering, ...]:
+    """The controls, with those made one that act alike and that one call of their network can serve."""
+    found: list[Steering] = []
+    for one in steerings:
+        for place, before in enumerate(found):
+            if (both := before.joined(one)) is not None:
+                found[place] = both
+                break
+        else:
+            found.append(one)
+    return tuple(found)
 
 
 def inside(i: int, steps: int, start: float, end: float) -> bool:

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
 from pipelines.checkpoint import Folder
-from pipelines.controlnet import UNION_TYPES, LoadedUnion
+from pipelines.controlnet import UNION_TYPES, JoinedUnion, LoadedUnion
 from pipelines.denoise import Steering
 from pipelines.families.sdxl import StableDiffusionXL
 from pipelines.family import Hint, Text
+from pipelines.steering import united
 from tests import tinymodels, tinymodels_sdxl
 from tests.pipelines.unet_parity import (
     HEIGHT,
@@ -38,28 +39,67 @@ pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't
 WEIGHTS = (0.7, 0.4)
 
 
-@pytest.mark.parametrize("mode", ["txt2img", "img2img", "inpaint"])
-def test_two_union_controls(mode: str, sdxl: StableDiffusionXL, sdxl_base: Path, sdxl_unions: list[Path]) -> None:
+def by_way(way: str) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """A pipeline of diffusers, and what it and we are given to draw from noise, from a picture, or in a hole of it."""
+    call: dict[str, Any] = {} if way == "txt2img" else {"image": image(pixels(9)), "strength": 0.7}
+    given: dict[str, Any] = {} if way == "txt2img" else {"image_HWC": pixels(9), "strength": 0.7}
+    if way == "inpaint":
+        call, given = call | {"mask_image": image(hole())}, given | {"mask_HW": hole()}
+    name = {"txt2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}[way]
+    return f"StableDiffusionXLControlNetUnion{name}Pipeline", call, given
+
+
+@pytest.mark.parametrize("way", ["txt2img", "img2img", "inpaint"])
+def test_two_union_networks(way: str, sdxl: StableDiffusionXL, sdxl_base: Path, sdxl_unions: list[Path]) -> None:
     """Two units of two networks, each of its own type."""
     import diffusers
     from diffusers.models.controlnets.multicontrolnet_union import MultiControlNetUnionModel
 
     found = MultiControlNetUnionModel([diffusers.ControlNetUnionModel.from_pretrained(folder) for folder in sdxl_unions])
-    call: dict[str, Any] = {"control_mode": [3, 1], "controlnet_conditioning_scale": list(WEIGHTS)}
-    given: dict[str, Any] = {}
-    if mode != "txt2img":
-        call |= {"image": image(pixels(9)), "strength": 0.7}
-        given = {"image_HWC": pixels(9), "strength": 0.7}
-    if mode == "inpaint":
-        call |= {"mask_image": image(hole())}
-        given |= {"mask_HW": hole()}
-    kind = "StableDiffusionXLControlNetUnion" + {"txt2img": "", "img2img": "Img2Img", "inpaint": "Inpaint"}[mode] + "Pipeline"
-    expected = theirs(sdxl_base, kind, parts={"controlnet": found}, control_image=[image(pixels(0)), image(pixels(1))], **call)
+    pipeline, call, given = by_way(way)
+    call |= {"control_mode": [3, 1], "controlnet_conditioning_scale": list(WEIGHTS)}
+    expected = theirs(sdxl_base, pipeline, parts={"controlnet": found}, control_image=[image(pixels(0)), image(pixels(1))], **call)
     controls = [
         control(sdxl, folder, i, kind, weight=WEIGHTS[i])
         for i, (folder, kind) in enumerate(zip(sdxl_unions, ("canny", "depth"), strict=True))
     ]
+    assert united(controls) == tuple(controls)
     assert_same(ours(sdxl, controls, **given), expected)
+
+
+@pytest.mark.parametrize("way", ["txt2img", "img2img", "inpaint"])
+@pytest.mark.parametrize("kinds", [("canny", "depth"), ("pose", "canny", "canny")])
+def test_maps_of_several_kinds_in_one_call(
+    kinds: tuple[str, ...], way: str, sdxl: StableDiffusionXL, sdxl_base: Path, sdxl_unions: list[Path]
+) -> None:
+    """One union network fuses them itself, each with its weight, and is called once a step."""
+    import diffusers
+
+    weights, modes = [0.7, 0.4, 0.9][: len(kinds)], [UNION_TYPES[kind] for kind in kinds]
+    pipeline, call, given = by_way(way)
+    call |= {"control_mode": modes, "controlnet_conditioning_scale": weights}
+    net, maps = diffusers.ControlNetUnionModel.from_pretrained(sdxl_unions[0]), [image(pixels(i)) for i in range(len(kinds))]
+    loaded, calls = sdxl.load_control(Folder(sdxl_unions[0])), list[int]()
+    loaded.net.register_forward_hook(lambda *_: calls.append(1))
+    hints = [Hint(pixels(i), kind) for i, kind in enumerate(kinds)]
+    controls = united([Steering(sdxl.prepare(loaded, hint), weight=weight) for hint, weight in zip(hints, weights, strict=True)])
+    assert len(controls) == 1
+    got = ours(sdxl, controls, **given)
+    assert len(calls) == (STEPS if way == "txt2img" else int(STEPS * 0.7))
+    assert_same(got, theirs(sdxl_base, pipeline, parts={"controlnet": net}, control_image=maps, **call))
+
+
+def test_controls_that_act_differently_are_a_call_each(sdxl: StableDiffusionXL, sdxl_unions: list[Path]) -> None:
+    loaded, left = sdxl.load_control(Folder(sdxl_unions[0])), torch.zeros(HEIGHT, WIDTH)
+    left[:, : WIDTH // 2] = 1.0
+    canny, depth, pose = (sdxl.prepare(loaded, Hint(pixels(i), kind)) for i, kind in enumerate(("canny", "depth", "pose")))
+    differences: tuple[dict[str, Any], ...] = ({"end": 0.5}, {"mode": "prompt"}, {"mask_HW": left}, {"weight": 0.0})
+    for other in (*differences, {"layer_weights": (0.5,) * canny.levels}):
+        found = united([Steering(canny), Steering(depth, **other), Steering(pose)])
+        assert [len(one.control.parts) if isinstance(one.control, JoinedUnion) else 1 for one in found] == [2, 1]
+    assert len(united([Steering(canny, mask_HW=left), Steering(depth, mask_HW=left.clone())])) == 1
+    stranger = sdxl.prepare(sdxl.load_control(Folder(sdxl_unions[1])), Hint(pixels(1), "depth"))
+    assert len(united([Steering(canny), Steering(stranger)])) == 2
 
 
 @pytest.mark.parametrize("kind", UNION_TYPES)
