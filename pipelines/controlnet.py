@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from core.errors import Mismatch
 from pipelines.family import Hint, Place, PreparedControl, Residuals, Text
-from pipelines.images import condition_to_tensor
+from pipelines.images import condition_to_tensor, hole_of
 
 # The place that each kind has in a union network's control type; networks of six types end before tile.
 UNION_TYPES: Mapping[str, int] = {
@@ -50,8 +50,7 @@ def hint_pixels(hint: Hint, hole: float) -> Tensor:
     pixels_BCHW = condition_to_tensor(hint.map_HWC)[None]
     if hint.kind != "inpaint" and hint.mask_HW is None:
         return pixels_BCHW
-    hole_HW = torch.from_numpy(hint.mask_HW >= 128) if hint.mask_HW is not None else (pixels_BCHW == 0).all(dim=1)[0]
-    return pixels_BCHW.masked_fill(hole_HW, hole)
+    return pixels_BCHW.masked_fill(hole_of(hint.map_HWC, hint.mask_HW), hole)
 
 
 class LoadedControlNet:
@@ -95,7 +94,7 @@ class SteeredControlNet:
     @property
     def levels(self) -> int:
         """Skip connections, and the middle."""
-        return len(self.loaded.net.controlnet_down_blocks) + 1
+        return len(self.loaded.net.config.get("residual_channels") or (*self.loaded.net.controlnet_down_blocks, None))
 
     @property
     def patch(self) -> int:

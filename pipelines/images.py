@@ -2,6 +2,7 @@
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from core.control import Image
@@ -15,6 +16,11 @@ def condition_to_tensor(map_HWC: Image) -> Tensor:
 def picture_to_tensor(image_HWC: Image) -> Tensor:
     """A picture as autoencoders take it: float32 (3, H, W) in [−1, 1], on the CPU."""
     return condition_to_tensor(image_HWC) * 2.0 - 1.0
+
+
+def hole_of(map_HWC: Image, mask_HW: NDArray[np.uint8] | None) -> Tensor:
+    """Where an inpainting ControlNet's map is to be painted, as booleans (H, W): its mask (255 there), or without one what is black."""
+    return torch.from_numpy(mask_HW >= 128 if mask_HW is not None else ~map_HWC.any(axis=-1))
 
 
 def tensor_to_pictures(pixels_BCHW: Tensor) -> list[Image]:

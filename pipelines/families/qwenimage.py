@@ -17,7 +17,7 @@ from pipelines.chat import encode_chat
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.family import Family, Hint, Place, Residuals, Shift, Text
 from pipelines.flow import flow_shift, flow_terminal
-from pipelines.images import picture_to_tensor
+from pipelines.images import hole_of, picture_to_tensor
 from pipelines.kinds import wrong_kind
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording
@@ -209,9 +209,8 @@ class QwenControlNet:
         """
         if not self.inpaints:
             return self.family.encode_image(hint.map_HWC)
-        pixels = picture_to_tensor(hint.map_HWC)[None]
-        hole_HW = torch.from_numpy(hint.mask_HW > 127) if hint.mask_HW is not None else (pixels == -1.0).all(dim=1)[0]
-        latents = self.family._encode(pixels.masked_fill(hole_HW, -1.0))
+        hole_HW = hole_of(hint.map_HWC, hint.mask_HW)
+        latents = self.family._encode(picture_to_tensor(hint.map_HWC)[None].masked_fill(hole_HW, -1.0))
         kept = nn.functional.interpolate((~hole_HW).float()[None, None], latents.shape[-2:]).to(latents)
         return torch.cat([latents, kept], dim=1)
 

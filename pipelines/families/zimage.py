@@ -1,25 +1,27 @@
 """Z-Image: a rectified flow whose picture and text are one sequence of tokens, read by Qwen3's last but one layer.
 
 Its ControlNets share the base's embeddings and refiners; a control's weight is on what they give the base. diffusers has one ControlNet
-here, without start and end; the loop has any number, in windows.
+here, without start and end; the loop has any number, in windows. Newer ones have channels for a picture with a hole beside the map's.
 guidance_scale is the usual one: the scale of diffusers' pipelines for this family counts from 0, so theirs plus 1.
 Source: Cai et al., Z-Image: An Efficient Image Generation Foundation Model with Single-Stream Diffusion Transformer, 2025.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import BadRequest, Mismatch
+from pipelines import vae
 from pipelines.chat import chat_frame, encode_chat
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.family import Family, Hint, Place, Residuals, Shift, Text
+from pipelines.family import Family, Hint, Place, PreparedControl, Residuals, Shift, Text
 from pipelines.flow import flow_shift, flow_terminal
+from pipelines.images import hole_of, picture_to_tensor
 from pipelines.kinds import wrong_kind
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording
@@ -143,10 +145,24 @@ class ZImage(Family):
 
     @torch.inference_mode()
     def prepare(self, net: Any, hint: Hint) -> "SteeredZImage":
-        """A ControlNet with its map's latents; channels for a hole, which newer networks have, stay empty."""
-        latents = self.encode_image(hint.map_HWC).to(self.place.dtype)
-        missing = int(net.config.control_in_dim) - latents.shape[1]
-        return SteeredZImage(net, self, F.pad(latents, (0, 0, 0, 0, 0, missing)))
+        """A ControlNet with its map's latents, or with a picture and its hole in the channels that newer networks have for them.
+
+        Raises:
+            Mismatch: a hole for a network without such channels.
+        """
+        channels, own = int(net.config.control_in_dim), int(self.vae.config.latent_channels)
+        if hint.kind != "inpaint":
+            latents = self.encode_image(hint.map_HWC)
+            return SteeredZImage(net, self, F.pad(latents, (0, 0, 0, 0, 0, channels - own)).to(self.place.dtype))
+        if channels != 2 * own + 1:
+            raise Mismatch(
+                f"control 'inpaint': this ControlNet takes {channels} channels, for a hole it would take {2 * own + 1}: "
+                "use a ControlNet of the second version, or paint in the hole without it"
+            )
+        hole_HW = hole_of(hint.map_HWC, hint.mask_HW)
+        rest = vae.encode_pixels(self.vae, picture_to_tensor(hint.map_HWC)[None] * ~hole_HW, self.place)
+        kept = F.interpolate((~hole_HW).float()[None, None], rest.shape[-2:]).to(rest)
+        return SteeredZImage(net, self, torch.cat([torch.zeros_like(rest), kept, rest], dim=1).to(self.place.dtype), tells="hole")
 
     def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         """The velocity for noisy latents at timestep t, in x's dtype."""
@@ -171,6 +187,7 @@ class SteeredZImage:
     net: Any
     family: ZImage
     map_1CHW: Tensor
+    tells: Literal["map", "hole", "both"] = "map"
     positive_only: bool = False
     patch: int = PATCH
 
@@ -186,6 +203,14 @@ class SteeredZImage:
         found = self.net(*told(x.to(self.family.place.dtype), t, captions), maps)
         length = _filled(x.shape[-2] * x.shape[-1] // PATCH**2) + TOKENS
         return {f"layer/{layer}": [F.pad(residual, (0, 0, 0, length - residual.shape[1]))] for layer, residual in found.items()}
+
+    def join(self, weight: float, other: PreparedControl, other_weight: float) -> "tuple[SteeredZImage, float] | None":
+        """A map and a hole of one weight, which one call of their network can read: each has channels of its own."""
+        if not isinstance(other, SteeredZImage) or other.net is not self.net or weight != other_weight:
+            return None
+        if {self.tells, other.tells} != {"map", "hole"}:
+            return None
+        return replace(self, map_1CHW=self.map_1CHW + other.map_1CHW, tells="both"), weight
 
 
 def _filled(tokens: int) -> int:

@@ -16,7 +16,7 @@ from core.errors import BadRequest, Mismatch
 from pipelines.checkpoint import Folder
 from pipelines.families.zimage import ZImage
 from pipelines.family import Hint, Place
-from pipelines.steering import Steering
+from pipelines.steering import Steering, united
 from tests import tinymodels_flux, tinymodels_zimage
 from tests.pipelines.flow_parity import (
     HEIGHT,
@@ -50,6 +50,7 @@ GUIDANCE, WEIGHTS = 3.0, (0.7, 0.4)
 NETS: dict[str, dict[str, Any]] = {
     "net-0": {},
     "net-1": {"control_layers_places": [0, 1]},
+    "hole": {"control_in_dim": 33},
     "refined": {"add_control_noise_refiner": "control_noise_refiner", "control_refiner_layers_places": [0], "control_in_dim": 33},
 }
 
@@ -168,6 +169,29 @@ def test_what_diffusers_has_no_pipeline_for(nets: list[str], way: str, family: Z
     got = ours(family, controls, true_scale=GUIDANCE, **WAYS[way])
     assert_same(got, reference(folder, nets, windows, way))
     assert (got - ours(family, true_scale=GUIDANCE, **WAYS[way])).abs().max() > 1e-2  # the controls did something
+
+
+@pytest.mark.parametrize(("net", "weight"), [("hole", 0.7), ("refined", 1.0)])
+def test_a_map_and_a_hole_in_one_call(net: str, weight: float, family: ZImage, folder: Path) -> None:
+    """The hole is a mask, or what is black; map and hole have channels of their own."""
+    loaded = family.load_control(Folder(folder / net))
+    black = np.maximum(picture(5), 1)
+    black[:, : WIDTH // 2] = 0
+    hints = [Hint(picture(0), "canny"), Hint(picture(5), "inpaint", left_half())]
+    controls = united([Steering(family.prepare(loaded, hint), weight=weight) for hint in hints])
+    assert len(controls) == 1
+    pictures: dict[str, Any] = {"image": image(picture(5)), "mask_image": image(left_half())}
+    expected = theirs("ZImageControlNetInpaintPipeline", folder, net, controlnet_conditioning_scale=weight, **pictures)
+    got = ours(family, controls, true_scale=GUIDANCE)
+    assert_same(got, expected)
+    assert (got - ours(family, [Steering(family.prepare(loaded, hints[0]), weight=weight)], true_scale=GUIDANCE)).abs().max() > 1e-2
+    masked, blackened = (
+        family.prepare(loaded, Hint(np.maximum(picture(5), 1), "inpaint", left_half())),
+        family.prepare(loaded, Hint(black, "inpaint")),
+    )
+    assert torch.equal(masked.map_1CHW, blackened.map_1CHW)
+    with pytest.raises(Mismatch, match="takes 16 channels, for a hole it would take 33"):
+        family.prepare(family.load_control(Folder(folder / "net-0")), hints[1])
 
 
 def test_img2img_and_inpaint(family: ZImage, folder: Path) -> None:
