@@ -6,7 +6,7 @@ import gradio as gr
 
 from core.errors import LimnError
 from core.request import Hires, RenderRequest
-from web import units
+from web import remembered, units
 from web.fields import component
 from web.handlers import Handlers, Parts
 from web.service import Service
@@ -42,16 +42,19 @@ def _layout(service: Service, state: Any) -> tuple[Parts, units.Units, dict[str,
             with gr.Row(elem_id="buttons"):
                 render = gr.Button("Render", variant="primary", scale=3, elem_id="render")
                 cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=100, elem_id="cancel")
+            doctor = gr.HTML(elem_id="doctor")
             made = units.layout(service.networks())
             inputs |= made.inputs
-            inputs |= _sampling(service) | _start() | _more()
+            model_doctor = gr.HTML(elem_id="model-doctor", render=False)
+            inputs |= _sampling(service, model_doctor) | _start() | _more()
         with gr.Column(scale=5, min_width=340, elem_id="shown"):
             shown, after = _results()
-    return Parts(inputs=inputs, columns=made.columns, state=state, tokens=tokens, render=render, cancel=cancel, **shown), made, after
+    said = {"state": state, "tokens": tokens, "doctor": doctor, "model_doctor": model_doctor}
+    return Parts(inputs=inputs, columns=made.columns, render=render, cancel=cancel, **said, **shown), made, after
 
 
-def _sampling(service: Service) -> dict[str, Any]:
-    """What most people change, always in sight."""
+def _sampling(service: Service, model_doctor: Any) -> dict[str, Any]:
+    """What most people change, always in sight; below the model what the doctor says about it."""
     new_seed = gr.Button("New", render=False)
     inputs: dict[str, Any] = {}
     with gr.Group():
@@ -61,6 +64,7 @@ def _sampling(service: Service) -> dict[str, Any]:
             )
             inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=120, buttons=[new_seed])
             inputs["count"] = component(RenderRequest, "count", info=None, elem_id="count", min_width=80)
+        model_doctor.render()
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, info=None, elem_id=name, min_width=90) for name in ("width", "height")}
             aspect = gr.Dropdown(["", *ASPECTS], value="", label="Aspect", elem_id="aspect", min_width=90)
@@ -167,8 +171,12 @@ def _choice(name: str) -> Any:
 def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
     """Which handler answers what. Only `render` is offered to other programs."""
     inputs, every = parts.inputs, list(parts.inputs.values())
-    greeted = page.load(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"]], **_QUIET)
-    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET)
+    said = [parts.model_doctor, parts.doctor]
+    stored = _remember(page, parts, handlers)
+    greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"]], **_QUIET)
+    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(handlers.examine, every, said, **_QUIET)
+    changed = [one.change for one in every]
+    gr.on(changed, handlers.examine, every, said, trigger_mode="always_last", queue=False, **_QUIET)
     units.wire(made, {name: inputs[name] for name in ("width", "height")})
     inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
     outputs = [getattr(parts, name) for name in RESULTS]
@@ -184,3 +192,21 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
             None, None, None, js="() => document.querySelector('#render').click()", api_visibility="private"
         )
     after["show_overlay"].click(handlers.show_overlay, parts.chosen, parts.overlay, **_QUIET)
+
+
+def _remember(page: Any, parts: Parts, handlers: Handlers) -> Any:
+    """Settings are stored in the browser whenever one changes, and read when the page opens; the event that ends the reading."""
+    stored = gr.BrowserState(None, storage_key=remembered.KEY, secret=remembered.KEY)
+    names = remembered.kept(list(parts.inputs))
+    ours = [parts.inputs[name] for name in names]
+    gr.on(
+        [one.change for one in ours],
+        None,
+        [stored, *ours],
+        stored,
+        js=remembered.script(names),
+        trigger_mode="always_last",
+        api_visibility="private",
+    )
+    read = page.load(handlers.remember, stored, [*parts.columns, *parts.inputs.values()], **_QUIET)
+    return read.then(None, None, None, js="() => { window.limnHasRemembered = true; }", api_visibility="private")

@@ -24,6 +24,7 @@ from web.settings import slots
 
 Values = Mapping[str, Any]
 
+PAINTED = Path(__file__)  # stands for what is painted where only the presence of a file counts
 _PAINTED = "data:image/png;base64,"
 
 
@@ -33,20 +34,32 @@ def read_request(values: Values, out: Path, model: str) -> RenderRequest:
     Raises:
         BadRequest, BadImage: a value or a picture is refused.
     """
-    asked = {name: value for name, value in values.items() if name in RenderRequest.model_fields and name not in ("init_image", "mask")}
-    if str(asked.get("model") or "").strip() in ("", model):
-        asked.pop("model", None)
-    if values.get("hires.on"):
-        asked["hires"] = {name: values[f"hires.{name}"] for name in Hires.model_fields if f"hires.{name}" in values}
+    asked = _plain_fields(values, model)
     build_request(asked)
     for i in range(MAX_CONTROLS):  # everything is checked before anything is written
         if values.get(f"control.{i}.on"):
-            _unit(values, i)
+            check_unit(values, i)
     asked["controls"] = [read_unit(values, i, out) for i in range(MAX_CONTROLS) if _is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = keep_picture(Path(values["init_image"]), out)
         if values.get("mask"):
             asked["mask"] = keep_painting(values["mask"], out)
+    return build_request(asked)
+
+
+def sketch_request(values: Values, model: str) -> RenderRequest:
+    """The request that the page asks for, to be examined and not to be drawn: nothing is kept, pictures are where the uploads lie.
+
+    Raises:
+        BadRequest: a value is refused.
+    """
+    asked = _plain_fields(values, model)
+    units = [(_unit(values, i), values.get(f"control.{i}.image")) for i in range(MAX_CONTROLS) if _is_given(values, i)]
+    asked["controls"] = [unit if image else unit.model_copy(update={"image": PAINTED, "ready": True}) for unit, image in units]
+    if values.get("init_image"):
+        asked["init_image"] = Path(values["init_image"])
+        if values.get("mask"):
+            asked["mask"] = PAINTED
     return build_request(asked)
 
 
@@ -61,6 +74,15 @@ def read_unit(values: Values, index: int, out: Path) -> ControlUnit:
         return unit.model_copy(update={"image": keep_painting(painted, out), "ready": True})
     region = None if not painted else keep_painting(painted, out)
     return unit.model_copy(update={"image": keep_picture(unit.image, out), "mask": region})
+
+
+def check_unit(values: Values, index: int) -> None:
+    """Whether control unit `index` is one, whatever its picture.
+
+    Raises:
+        BadRequest: a value is refused.
+    """
+    _unit(values, index)
 
 
 def read_map(values: Values, index: int) -> Prepared | None:
@@ -155,6 +177,16 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
 def painting(path: Path) -> str:
     """A mask as the page's painting."""
     return _PAINTED + base64.b64encode(encode_png(decode(path))).decode()
+
+
+def _plain_fields(values: Values, model: str) -> dict[str, Any]:
+    """The request's fields without its pictures and controls."""
+    asked = {name: value for name, value in values.items() if name in RenderRequest.model_fields and name not in ("init_image", "mask")}
+    if str(asked.get("model") or "").strip() in ("", model):
+        asked.pop("model", None)
+    if values.get("hires.on"):
+        asked["hires"] = {name: values[f"hires.{name}"] for name in Hires.model_fields if f"hires.{name}" in values}
+    return asked
 
 
 def _is_given(values: Values, index: int) -> bool:

@@ -7,7 +7,7 @@ import gradio as gr
 
 from core.errors import LimnError
 from web import words
-from web.handlers import Changes, Handlers
+from web.handlers import NOTHING, Changes, Handlers
 from web.library import Library
 from web.upload import upload_file
 
@@ -46,7 +46,7 @@ class _Gallery:
         """One picture's details."""
         index = event.index
         if not isinstance(index, int) or not 0 <= index < len(found):
-            return {}
+            return NOTHING
         entry = next((one for one in self.library.entries() if str(one.path) == found[index]), None)
         if entry is None:
             return {self.parts["said"]: words.note("This picture has gone: search again.", problem=True)}
@@ -59,11 +59,11 @@ class _Gallery:
 
     def restore(self, chosen: str) -> Changes:
         """The chosen picture's settings in Create."""
-        return self._restored(chosen) if chosen else {}
+        return self._restored(chosen) if chosen else NOTHING
 
     def read_file(self, path: str | None) -> Changes:
         """The settings of a picture that was dropped here, in Create."""
-        return self._restored(path) if path else {}
+        return self._restored(path) if path else NOTHING
 
     def discard(self, chosen: str, text: str) -> Changes:
         """The chosen picture in the trash, and the rest."""

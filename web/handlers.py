@@ -10,12 +10,13 @@ import gradio as gr
 from core.errors import Cancelled, LimnError
 from core.provenance import read_record
 from core.request import MAX_CONTROLS
-from web import form, pictures, words
+from web import form, pictures, remembered, words
 from web.fields import settings_of
 from web.service import Drawing, Finished, Service
 from web.settings import pool
 
 Changes = dict[Any, Any]  # component → its new value or properties
+NOTHING: Changes = gr.skip()  # an empty dictionary would be taken for a value
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class Parts:
     columns: list[Any]
     state: Any
     tokens: Any
+    doctor: Any
+    model_doctor: Any
     render: Any
     cancel: Any
     picture: Any
@@ -72,6 +75,28 @@ class Handlers:
             return words.note(words.plain(str(error), {}), problem=True)
         return words.note(words.tokens(*counted)) if counted and prompt else ""
 
+    def remember(self, stored: Any) -> Changes:
+        """The settings that this browser had when the page was left."""
+        values = remembered.read(stored)
+        if not values:
+            return NOTHING
+        changes = self._filled(values)
+        for name in {"sampler", "schedule"} & values.keys():  # the other choices come with `greet`
+            changes[self.parts.inputs[name]] = gr.update(choices=[values[name]], value=values[name])
+        return changes
+
+    def examine(self, *values: Any) -> tuple[Any, str]:
+        """What will be wrong with the request: about the model, and about everything else."""
+        asked = self._named(values)
+        try:
+            found = self.service.examine(form.sketch_request(asked, self.service.model)) or []
+        except LimnError as error:
+            return NOTHING, words.findings([(self.plain(error, asked), True)])
+        sentences = [(one.about == "model", self.plain(one.text, asked), one.level == "error") for one in found]
+        about_model = dict.fromkeys((text, error) for of_model, text, error in sentences if of_model)
+        about_rest = dict.fromkeys((text, error) for of_model, text, error in sentences if not of_model)
+        return words.findings(list(about_model)), words.findings(list(about_rest))
+
     def render(self, visitor: gr.Request, *values: Any) -> Iterator[Changes]:
         """The request drawn: waiting, step after step with previews, then the pictures, or one sentence that says why not."""
         asked = self._named(values)
@@ -99,15 +124,15 @@ class Handlers:
     def choose(self, taken: list[str], event: gr.SelectData) -> Changes:
         """One picture of the run, shown large."""
         index = event.index
-        return self._show(taken[index]) if isinstance(index, int) and 0 <= index < len(taken) else {}
+        return self._show(taken[index]) if isinstance(index, int) and 0 <= index < len(taken) else NOTHING
 
     def reuse_seed(self, chosen: str) -> Any:
         """The shown picture's seed."""
-        return read_record(Path(chosen)).seed if chosen else gr.skip()
+        return read_record(Path(chosen)).seed if chosen else NOTHING
 
     def start_from(self, chosen: str) -> Any:
         """The shown picture as the one to begin from."""
-        return self._copy(chosen) if chosen else gr.skip()
+        return self._copy(chosen) if chosen else NOTHING
 
     def control_from(self, chosen: str) -> list[Any]:
         """The shown picture as the first control's."""
@@ -116,7 +141,7 @@ class Handlers:
     def vary(self, chosen: str) -> Changes:
         """The settings of a small variation of the shown picture."""
         if not chosen:
-            return {}
+            return NOTHING
         record, inputs = read_record(Path(chosen)), self.parts.inputs
         _, variation = record.request.seeds(record.index)
         new = 0 if variation is None else variation + 1
@@ -125,14 +150,14 @@ class Handlers:
     def upscale(self, chosen: str) -> Changes:
         """The shown picture's settings with a second, larger pass."""
         if not chosen:
-            return {}
+            return NOTHING
         record = read_record(Path(chosen))
         return {self.parts.inputs["seed"]: record.seed, self.parts.inputs["hires.on"]: True}
 
     def show_overlay(self, chosen: str) -> Any:
         """For every control the map that was wanted, and how the picture lies on it."""
         if not chosen:
-            return gr.skip()
+            return NOTHING
         try:
             return gr.update(value=pictures.overlays(Path(chosen)), visible=True)
         except LimnError as error:
@@ -147,10 +172,17 @@ class Handlers:
         found = pictures.read_settings(Path(path))
         values, lost = form.shown(found.request, self.service.out, found.record)
         lost += found.lost
+        text = f"Settings of {found.origin} are restored" + (f", but not {', '.join(lost)}." if lost else ".")
+        return self._filled(values), text
+
+    def _filled(self, values: dict[str, Any]) -> Changes:
+        """Values put into the inputs of these names; every unit that is named is shown or hidden."""
         inputs, changes = self.parts.inputs, Changes()
         for i in range(MAX_CONTROLS):
             prefix = f"control.{i}."
-            if values.get(f"{prefix}on"):
+            if f"{prefix}on" not in values:
+                continue
+            if values[f"{prefix}on"]:
                 kind = values[f"{prefix}kind"]
                 for slot, shown in zip(pool(), settings_of(kind), strict=True):
                     own = {"value": values[prefix + slot]} if prefix + slot in values else {}
@@ -159,8 +191,7 @@ class Handlers:
         for name, value in values.items():
             if name in inputs and inputs[name] not in changes:
                 changes[inputs[name]] = self._copy(value) if value and name.endswith("image") else value
-        text = f"Settings of {found.origin} are restored" + (f", but not {', '.join(lost)}." if lost else ".")
-        return changes, text
+        return changes
 
     def _finished(self, news: Finished) -> Changes:
         taken = [str(path) for path in news.paths]
@@ -200,7 +231,7 @@ class Handlers:
     def _named(self, values: tuple[Any, ...]) -> dict[str, Any]:
         return dict(zip(self.parts.inputs, values, strict=True))
 
-    def plain(self, error: LimnError, asked: dict[str, Any]) -> str:
+    def plain(self, error: LimnError | str, asked: dict[str, Any]) -> str:
         """The error in the visitor's terms: controls are counted from 1, an upload is known by its own name, not by where it lies."""
         alone = sum(bool(asked[f"control.{i}.on"]) for i in range(MAX_CONTROLS)) == 1
         names: dict[str, str] = {}

@@ -17,7 +17,7 @@ from core.request import build_request
 from core.skeleton import COLOURS, JOINTS, LIMBS, Joints, detect_joints
 from web import form, words
 from web.fields import settings_of
-from web.handlers import Changes, Handlers
+from web.handlers import NOTHING, Changes, Handlers
 from web.settings import pool
 from web.upload import upload_file
 
@@ -73,7 +73,7 @@ class _Pose:
     def load(self, path: str | None) -> Changes:
         """People from OpenPose's JSON, a pose map, or (with an estimator) a picture."""
         if not path:
-            return {}
+            return NOTHING
         try:
             people = read_people(Path(path))
         except LimnError as error:

@@ -16,9 +16,12 @@ from core.control import Image
 from core.errors import Cancelled, LimnError, QueueFull
 from core.request import RenderRequest
 from renderer import Picture, Renderer, Step
+from web.doctor import Doctor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from pipelines.doctor import Finding
 
 CAPACITY = 32
 PER_VISITOR = 4
@@ -115,6 +118,7 @@ class Service:
         self.loaded = threading.Event()  # the first attempt at loading is over
         self.problem: str | None = None  # why the last attempt failed
         self._renderer: Renderer | None = None
+        self._doctor: Doctor | None = None
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._drawing: Job | None = None
@@ -175,6 +179,11 @@ class Service:
             return None
         return count_tokens(tokenizer, parse(prompt, 1).parts[0].at(0))
 
+    def examine(self, request: RenderRequest) -> "list[Finding] | None":
+        """What will be wrong with a request, errors and warnings; None while the model is loading."""
+        doctor = self._doctor
+        return None if doctor is None else doctor.examine(request)
+
     def cancel(self, visitor: str) -> None:
         """Stop everything that a visitor has asked for."""
         with self._changed:
@@ -231,6 +240,7 @@ class Service:
         try:
             if self._renderer is None:
                 self._renderer = Renderer.open(self.model)
+                self._doctor = Doctor(self._renderer)
             self.problem = None
             return self._renderer
         except Exception as error:

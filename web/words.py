@@ -1,7 +1,7 @@
 """What the page says, in plain words."""
 
 import datetime
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 
 import controls
@@ -84,6 +84,12 @@ def note(text: str, *, problem: bool = False) -> str:
     if not text:
         return ""
     return f'<p class="{"problem" if problem else "note"}" role="{"alert" if problem else "status"}">{escape(text)}</p>'
+
+
+def findings(found: Sequence[tuple[str, bool]]) -> str:
+    """The doctor's sentences, each with whether it is an error, as HTML that screen readers announce when they have time."""
+    items = "".join(f'<li class="{"error" if error else "warning"}">{escape(text)}</li>' for text, error in found)
+    return f'<ul class="findings" role="status">{items}</ul>' if items else ""
 
 
 def share(text: str, done: float, total: float) -> str:

@@ -1,6 +1,7 @@
 """What a visitor does and sees, for the browser tests."""
 
 import io
+import os
 from pathlib import Path
 
 import cv2
@@ -12,7 +13,7 @@ from playwright.sync_api import Page, expect
 from core.provenance import Record, read_record
 
 PROMPT = "a red sphere left of a blue cube on grass at sunset"
-PATIENCE_MS = 120_000  # for a loaded machine; nothing waits longer than it must
+PATIENCE_MS = int(os.environ.get("LIMN_PATIENCE_MS", "120000"))  # for a loaded machine; nothing waits longer than it must
 
 expect.set_options(timeout=PATIENCE_MS)
 

@@ -190,3 +190,18 @@ def test_no_file_from_elsewhere_is_shown(pictures: Path, tmp_path: Path) -> None
     )
     assert form.shown(one, tmp_path / "out")[0]["control.0.image"] == str(changed.resolve())
     assert form.shown(one, tmp_path / "out", record)[1] == ["the picture of control 1 (canny)"]
+
+
+def test_a_request_is_sketched_without_keeping_anything(pictures: Path, tmp_path: Path) -> None:
+    photo, dot = str(pictures / "photo.png"), painted(np.full((64, 64), 255, np.uint8))
+    asked = values(control__painting=dot, steps=7) | {"control.1.on": True, "control.1.image": photo, "init_image": photo, "mask": dot}
+    request = form.sketch_request(asked, "toyland")
+    kept = read(asked, tmp_path / "out")
+    assert [unit.model_copy(update={"image": None, "mask": None}) for unit in request.controls] == [
+        unit.model_copy(update={"image": None, "mask": None}) for unit in kept.controls
+    ]
+    assert (request.controls[0].ready, request.controls[1].image) == (True, Path(photo))
+    assert request.init_image == Path(photo)
+    assert all(path is not None and path.is_file() for path in (request.mask, request.controls[0].image))
+    with pytest.raises(BadRequest, match="width = 100"):
+        form.sketch_request(asked | {"width": 100}, "toyland")

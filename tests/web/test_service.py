@@ -91,6 +91,18 @@ def test_cancel_stops_within_the_step(service: Service) -> None:
     assert np.array_equal(np.asarray(after.pictures[0].image), before)
 
 
+def test_the_doctor_is_asked_while_a_picture_is_drawn_and_moves_no_weight(service: Service, idle: Service) -> None:
+    assert idle.examine(request()) is None, "the model is still loading"
+    found: list[Any] = []
+    at_step(service, 2, lambda: found.append(service.examine(request(model="nobody/nothing"))))
+    finished(service.submit(request(), "me"))
+    assert [(one.about, one.level) for one in found[0]] == [("model", "error")]
+    assert service._renderer is not None
+    loaded = list(service._renderer.engine._bases)
+    assert [one.text for one in service.examine(request()) or []] == []
+    assert list(service._renderer.engine._bases) == loaded
+
+
 def test_only_the_visitors_own_work_is_cancelled(service: Service) -> None:
     at_step(service, 3, lambda: service.cancel("somebody else"))
     assert finished(service.submit(request(steps=6), "me")).paths[0].is_file()

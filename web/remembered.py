@@ -1,0 +1,84 @@
+"""What a browser keeps of Create's settings over a reload: everything but pictures, paint, and what no longer makes sense."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import ValidationError
+
+import controls
+from core.errors import BadRequest
+from core.request import MAX_CONTROLS, Hires, RenderRequest, build_request
+from web import form
+from web.settings import slots
+
+KEY = "limn-create"
+_PICTURES = ("image", "mask", "painting", "init_image")
+
+
+def version() -> str:
+    """Changes when a field, a kind of control or its settings do: what was stored for others means nothing then."""
+    kinds = {kind: slots(controls.get(kind).params) for kind in controls.names()}
+    text = json.dumps([1, kinds, list(RenderRequest.model_fields), list(Hires.model_fields)])
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def kept(names: Sequence[str]) -> list[str]:
+    """Of the page's inputs those that are kept."""
+    return [name for name in names if name.rpartition(".")[2] not in _PICTURES]
+
+
+def script(names: Sequence[str]) -> str:
+    """The browser's part: (what is stored, the inputs' values) → what is to be stored; nothing new before what was there has been read."""
+    return f"""(stored, ...values) => window.limnHasRemembered
+      ? {{version: {version()!r}, values: Object.fromEntries({json.dumps(list(names))}.map((name, i) => [name, values[i]]))}}
+      : stored"""
+
+
+def read(stored: Any) -> dict[str, Any]:
+    """Values for the page's inputs from what a browser had stored; whatever is not as it should be is left out."""
+    if not isinstance(stored, dict) or stored.get("version") != version() or not isinstance(stored.get("values"), dict):
+        return {}
+    values = {name: stored["values"][name] for name in kept(list(map(str, stored["values"]))) if name in stored["values"]}
+    found = {name: value for name, value in values.items() if name in RenderRequest.model_fields and _is_field(name, value)}
+    found |= {name: value for name, value in values.items() if name.startswith("hires.") and _is_second_pass(name, value)}
+    for i in range(MAX_CONTROLS):
+        prefix = f"control.{i}."
+        unit = {name: value for name, value in values.items() if name.startswith(prefix)}
+        if unit.get(f"{prefix}on") is True and _is_unit(unit, i):
+            found |= unit
+        elif unit.get(f"{prefix}on") is False:
+            found[f"{prefix}on"] = False
+    return found
+
+
+def _is_field(name: str, value: Any) -> bool:
+    try:
+        build_request({name: value})
+    except BadRequest:
+        return False
+    return True
+
+
+def _is_second_pass(name: str, value: Any) -> bool:
+    if name == "hires.on":
+        return isinstance(value, bool)
+    try:
+        Hires.model_validate({name.removeprefix("hires."): value})
+    except ValidationError:
+        return False
+    return True
+
+
+def _is_unit(unit: dict[str, Any], index: int) -> bool:
+    prefix = f"control.{index}."
+    needed = {f"{prefix}{name}" for name in ("kind", "ready", "weight", "window", "mode", "resize", "model")}
+    try:
+        kind = controls.get(str(unit.get(f"{prefix}kind")))
+        if not needed | {prefix + slot for slot in slots(kind.params).values()} <= unit.keys():
+            return False
+        form.check_unit(unit, index)
+    except BadRequest:
+        return False
+    return True
