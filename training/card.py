@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from training.gallery import Bounds, read_bounds
+
 SHEET = "samples.png"
 
 
@@ -36,7 +38,7 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
         f"limn render --model {_short(facts['base'])} --control {facts['kind']}=map.png,ready,model={name} --prompt '…'",
         "```",
         "",
-        *_figures(measured),
+        *_figures(measured, read_bounds(out)),
         *([f"![control, picture, truth]({SHEET})", ""] if sheets else []),
         "## Settings",
         "",
@@ -48,20 +50,22 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
     (folder / "README.md").write_text("\n".join(lines), encoding="utf-8")
 
 
-def _figures(measured: list[dict[str, Any]]) -> list[str]:
-    """What the monitor measured, as a table of at most eight rows."""
+def _figures(measured: list[dict[str, Any]], bounds: Bounds | None) -> list[str]:
+    """What the monitor measured, as a table of at most eight rows, and what fidelity lies between."""
     if not measured:
         return []
     step = max(1, -(-len(measured) // 8))
     chosen = measured[::-1][::step][::-1]
-    rows = ["## Figures", "", "| step | paired loss gap | ± | against other conditions | fidelity |", "|---|---|---|---|---|"]
+    rows = ["## Figures", "", "| step | paired loss gap | ± | against other conditions | fidelity (95%) |", "|---|---|---|---|---|"]
     for row in chosen:
-        fidelity = "" if row.get("fidelity") is None else f"{row['fidelity']:.3f}"
+        interval = "" if row.get("interval") is None else " ({:.3f} to {:.3f})".format(*row["interval"])
+        fidelity = "" if row.get("fidelity") is None else f"{row['fidelity']:.3f}{interval}"
         rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {row['gap_shuffled']:.5f} | {fidelity} |")
     return [
         *rows,
         "",
-        "On held-out pairs: how much less the denoiser errs with the condition than without it, and how well pictures obey.",
+        "On held-out pairs: how much less the denoiser errs with the condition than without it, and how well pictures obey"
+        + (f": {bounds}." if bounds else "."),
         "",
     ]
 

@@ -38,7 +38,7 @@ class TrainConfig(Frozen):
     clip: float = Field(1.0, gt=0.0, description="limit of the gradient's global norm")
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")
-    precision: Literal["fp32", "bf16"] = Field("fp32", description="of the forward pass; weights and optimiser stay fp32")
+    precision: Precision = Field("fp32", description="of the forward pass; weights and optimiser stay fp32, fp16 scales the loss")
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes the accelerator where there is one")
     workers: int = Field(0, ge=0, le=256, description="processes that load samples; 0 loads in the training process")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
@@ -86,11 +86,18 @@ class MonitorConfig(Frozen):
     """What is measured while a ControlNet is trained, and how often."""
 
     every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
-    samples: int = Field(16, ge=2, le=64, description="pairs that are measured, and held out where that is under a tenth of all")
+    samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
     fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
     steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
     guidance_scale: float | None = Field(None, ge=0.0, le=30.0, description="of the drawn pictures; by default the model's own")
     tensorboard: bool = Field(True, description="also write what is logged for TensorBoard, where it is installed")
+    wandb: str = Field("", description="project on Weights & Biases that gets it too (needs pip install wandb); empty: none")
+
+    @model_validator(mode="after")
+    def _others_to_shuffle(self) -> "MonitorConfig":
+        if self.samples == 1:
+            raise ValueError("samples 1: a sample is also measured against another's condition; give 2 or more, or 0 to measure none")
+        return self
 
 
 class ControlNetConfig(Frozen):

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -14,6 +15,14 @@ from training.config import TrainConfig
 PARTS = {"adamw": {"exp_avg", "exp_avg_sq", "step"}, "lion": {"exp_avg"}, "adafactor": {"step", "row_var", "col_var", "variance"}}
 GROUP_STATE = ("d", "d0", "d_max", "d_numerator", "k")  # Prodigy's estimate of the rate
 FUSED = ("cpu", "cuda", "mps", "xpu")
+LIBRARIES = {"adamw8bit": "bitsandbytes", "prodigy": "prodigyopt"}
+
+
+def check_optimiser(config: TrainConfig) -> None:
+    """Raises BadRequest if the optimiser's library is not installed."""
+    library = LIBRARIES.get(config.optimiser)
+    if library and find_spec(library) is None:
+        raise BadRequest(f"optimiser {config.optimiser} needs {library}, which is not installed: pip install {library}")
 
 
 def rate(config: TrainConfig, step: int) -> float:
@@ -46,11 +55,15 @@ class Optimiser:
             [{"params": list(group), "weight_decay": decay, "factor": factor} for (factor, decay), group in groups.items()], config
         )
 
-    def step(self, step: int) -> None:
-        """Moves the weights along their gradients and forgets the gradients."""
+    def step(self, step: int, scaler: torch.amp.GradScaler | None = None) -> None:
+        """Moves the weights along their gradients and forgets the gradients. scaler: of an fp16 loss, which leaves out what overflowed."""
         for group in self.inner.param_groups:
             group["lr"] = rate(self.config, step) * group["factor"]
-        self.inner.step()
+        if scaler is None:
+            self.inner.step()
+        else:
+            scaler.step(self.inner)
+            scaler.update()
         self.inner.zero_grad(set_to_none=True)
 
     def state(self) -> dict[str, Tensor]:
@@ -97,26 +110,24 @@ class Optimiser:
 
 def _made(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Optimizer:
     """Raises BadRequest if the optimiser's library is not installed."""
+    check_optimiser(config)
     rate, betas = config.learning_rate, config.betas
     parameters = [parameter for group in groups for parameter in group["params"]]
-    try:
-        match config.optimiser:
-            case "lion":
-                return Lion(groups, rate, betas)
-            case "adafactor":
-                return torch.optim.Adafactor(groups, lr=rate)
-            case "adamw8bit":
-                import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
+    match config.optimiser:
+        case "lion":
+            return Lion(groups, rate, betas)
+        case "adafactor":
+            return torch.optim.Adafactor(groups, lr=rate)
+        case "adamw8bit":
+            import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
 
-                eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate, betas=betas)
-                return eight
-            case "prodigy":
-                import prodigyopt  # type: ignore[import-not-found,unused-ignore]
+            eight: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, lr=rate, betas=betas)
+            return eight
+        case "prodigy":
+            import prodigyopt  # type: ignore[import-not-found,unused-ignore]
 
-                prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(groups, lr=rate, betas=betas, safeguard_warmup=True)
-                return prodigy
-    except ImportError as error:
-        raise BadRequest(f"optimiser {config.optimiser} needs {error.name}, which is not installed: pip install {error.name}") from None
+            prodigy: torch.optim.Optimizer = prodigyopt.Prodigy(groups, lr=rate, betas=betas, safeguard_warmup=True)
+            return prodigy
     fused = all(parameter.device.type in FUSED for parameter in parameters)
     return torch.optim.AdamW(groups, lr=rate, betas=betas, fused=fused)
 

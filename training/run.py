@@ -19,6 +19,7 @@ from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
 from renderer import Renderer
 from training import encode
+from training.board import check_installed
 from training.card import write_card
 from training.config import ControlNetConfig as ControlNetConfig
 from training.controlnet import ControlNetTask
@@ -26,6 +27,7 @@ from training.data import Loader, Pair, read_pairs
 from training.export import write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
+from training.optimiser import check_optimiser
 from training.steering import steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
@@ -76,6 +78,8 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
         BadRequest, BadModel, BadImage, Mismatch: something given is wrong; nothing was trained.
         Cancelled: as `trainer.train`.
     """
+    check_installed(config.monitor.wandb)
+    check_optimiser(config.train)
     state = PartialState(cpu=config.train.device == "cpu")
     engine = Engine(place_of(config, state))
     task = build_task(config, state, engine)

@@ -73,12 +73,13 @@ class _Trainer:
         if isinstance(task, WithFrozen):
             for module in task.frozen().values():
                 module.requires_grad_(False).eval().to(accelerator.device)
-        whole = _Whole(task, torch.bfloat16 if config.precision == "bf16" else None)
+        whole = _Whole(task, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision))
         whole.train().to(accelerator.device)
         named = {name.removeprefix("parts."): p for name, p in whole.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
         self.model = accelerator.prepare(whole)
         self.optimiser = Optimiser(named, config)
+        self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
         self.average = Average(named, config.ema_decay)
 
     def run(self, on_step: OnStep | None) -> Run:
@@ -99,7 +100,7 @@ class _Trainer:
             for step in range(start, config.steps):
                 norm_before, norm = norm, self._gradient(batches, meter)
                 self._check(norm_before, step, saved)
-                self.optimiser.step(step)
+                self.optimiser.step(step, self.scaler)
                 self.average.update(step)
                 run.step = done = step + 1
                 reporter.step(done)
@@ -143,15 +144,19 @@ class _Trainer:
             last = micro == config.accumulation - 1
             with nullcontext() if last else self.accelerator.no_sync(self.model):
                 loss, metrics = self.model(send_to_device(batch, device, non_blocking=True), Draws(config.seed, counters, device))
-                self.accelerator.backward(loss / config.accumulation)
+                self.accelerator.backward(self.scaler.scale(loss / config.accumulation))
             for name, value in {"loss": loss, **metrics}.items():
                 value = torch.as_tensor(value, dtype=torch.float32, device=device).detach() / config.accumulation
                 meter[name] = meter[name] + value if name in meter else value
+        self.scaler.unscale_(self.optimiser.inner)
         return nn.utils.clip_grad_norm_(self.parameters, config.clip)
 
     def _check(self, norm: Tensor | None, step: int, saved: int) -> None:
-        """Stops at a gradient of step `step` that is not finite. Called late, so that an accelerator need not wait for its answer."""
-        if norm is not None and not math.isfinite(float(norm)):
+        """Stops at a gradient of step `step` that is not finite. Called late, so that an accelerator need not wait for its answer.
+
+        In fp16 such a step was left out and the loss is scaled down, until there is nothing left to scale.
+        """
+        if norm is not None and not math.isfinite(float(norm)) and self.scaler.get_scale() <= 1:
             good = f"the last good checkpoint is of step {saved}" if saved else "no checkpoint was made yet"
             raise LimnError(
                 f"{self.task.name}: the gradient's norm is {float(norm)} at step {step}; {good}: lower learning_rate "
@@ -206,6 +211,7 @@ class _Trainer:
                 "samples": len(self.task),
                 "consumed": consumed,
                 "config": self.config.model_dump(mode="json"),
+                "scaler": self.scaler.state_dict(),
                 "versions": {"torch": torch.__version__, "accelerate": accelerate.__version__},
             }
             made = checkpoints.Checkpoint(step, model, self.average.tensors, self.optimiser.state(), state)
@@ -253,6 +259,8 @@ class _Trainer:
                 ) from None
         self.average.load(found.average)
         self.optimiser.load(found.optimiser)
+        if scaling := found.state.get("scaler"):
+            self.scaler.load_state_dict(scaling)
 
 
 class _Whole(nn.Module):

@@ -1,6 +1,7 @@
 """The monitor sees a ControlNet that is heard, says so once, keeps the right weights, and changes nothing of the training."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ from accelerate import PartialState
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
+from controls import canny
+from core.errors import BadRequest
 from core.images import decode
 from pipelines.engine import Engine
 from pipelines.family import Place
+from pipelines.images import tensor_to_pictures
 from renderer import Renderer
 from tests.training.test_controlnet import config
 from tests.training.test_families import speaking
 from training import checkpoint as checkpoints
+from training.gallery import read_bounds
 from training.monitor import Measured, Monitor, measure
 from training.optimiser import Average
 from training.run import build_task, held_out, train_controlnet
@@ -58,11 +63,36 @@ def test_training_is_the_same_with_the_monitor(base: Path, dataset: Path, tmp_pa
     assert list((tmp_path / "with" / "tensorboard").iterdir())
 
 
+def test_nothing_is_measured_or_held_out_where_no_samples_are_asked_for(base: Path, dataset: Path, tmp_path: Path) -> None:
+    run = train_controlnet(config(base, dataset, tmp_path, monitor={"every": 1, "samples": 0, "tensorboard": False}))
+    assert len(run.task) == 10
+    assert not (tmp_path / "monitor.jsonl").exists()
+    with pytest.raises(ValueError, match="give 2 or more, or 0"):
+        config(base, dataset, tmp_path, monitor={"samples": 1})
+
+
+def test_weights_and_biases_that_is_not_installed_is_named_before_anything_is_built(base: Path, dataset: Path, tmp_path: Path) -> None:
+    if find_spec("wandb") is None:
+        with pytest.raises(BadRequest, match="'mine' needs wandb, which is not installed: pip install wandb"):
+            train_controlnet(config(base, dataset, tmp_path / "run", monitor={"wandb": "mine"}, cache=tmp_path / "cache"))
+        assert not list(tmp_path.iterdir())
+
+
 def test_samples_are_drawn_scored_and_the_best_kept(settings: Any, tmp_path: Path) -> None:
     train_controlnet(settings(every=2, fidelity_every=2, steps=2))
     rows = [json.loads(line) for line in (tmp_path / "run" / "monitor.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 4]
-    assert all(0 <= row["fidelity"] <= 1 for row in rows)
+    assert all(0 <= row["interval"][0] <= row["fidelity"] <= row["interval"][1] <= 1 for row in rows)
+    bounds = read_bounds(tmp_path / "run")
+    assert bounds is not None
+    task = build_task(settings(), PartialState(cpu=True))
+    true = [
+        canny.compare(task.loader.maps(pair)[0], tensor_to_pictures(task.base.decode(task.base.encode_image(task.loader.picture(pair))))[0])
+        for pair in (task.pairs[position] for position in task.held_out)
+    ]
+    assert bounds.ceiling == pytest.approx(np.mean([score.value for score in true if score is not None]))
+    assert 0 <= bounds.floor <= 1
+    assert f"floor {bounds.floor:.3f}" in (tmp_path / "run" / "weights" / "README.md").read_text()
     sheets = sorted((tmp_path / "run" / "grids").iterdir())
     assert [path.name for path in sheets] == ["step-00000002.png", "step-00000004.png"]
     assert decode(sheets[0]).shape[1] > 3 * 192

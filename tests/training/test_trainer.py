@@ -152,6 +152,51 @@ def test_bf16_computes_in_bf16_and_learns_in_fp32(tmp_path: Path) -> None:
     assert seen == {torch.bfloat16, torch.float32}
 
 
+def test_fp16_learns_with_a_scaled_loss_and_goes_on_exactly(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"precision": "fp16", "steps": 30, "checkpoint_every": 10, "log_every": 10}
+    losses: list[float] = []
+    train(ToyTask(), config(tmp_path / "fp16", **settings), lambda run: losses.append(run.metrics.get("loss", 0.0)))
+    plain: list[float] = []
+    train(
+        ToyTask(), config(tmp_path / "fp32", **(settings | {"precision": "fp32"})), lambda run: plain.append(run.metrics.get("loss", 0.0))
+    )
+    assert losses[-1] == pytest.approx(plain[-1], rel=0.02)  # eleven bits of mantissa, and two steps left out while the scale falls
+    scaling = checkpoints.load(tmp_path / "fp16" / "checkpoints", 30).state["scaler"]
+    assert scaling["scale"] >= 1024
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(run: Run) -> None:
+        if run.step == 15:
+            raise PowerCut
+
+    with pytest.raises(PowerCut):
+        train(ToyTask(), config(tmp_path / "cut", **settings), cut)
+    train(ToyTask(), config(tmp_path / "cut", **settings, resume="must"))
+    assert all(torch.equal(weights(tmp_path / "cut")[name], tensor) for name, tensor in weights(tmp_path / "fp16").items())
+    assert checkpoints.load(tmp_path / "cut" / "checkpoints", 30).state["scaler"] == scaling
+
+
+def test_an_fp16_step_that_overflows_is_left_out_and_one_that_always_does_stops(tmp_path: Path) -> None:
+    class Loud(ToyTask):
+        last = 8
+
+        def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
+            loss, metrics = super().loss(batch, draws)
+            return loss * (float("inf") if max(draws.counters) >= 8 and min(draws.counters) <= self.last else 1.0), metrics
+
+    found: list[Tensor] = []
+    settings: dict[str, Any] = {"precision": "fp16", "steps": 30, "ema_decay": 0}
+    train(Loud(), config(tmp_path / "loud", **settings), lambda run: found.append(run.weights()["head"]["weight"].clone()))
+    assert torch.equal(found[2], found[1])  # counter 8 is in the third step
+    assert not torch.equal(found[3], found[2])
+    never = Loud()
+    never.last = 10**6
+    with pytest.raises(LimnError, match=r"norm is (nan|inf) at step 1[4-9]"):  # 65,536 is halved to 1 first
+        train(never, config(tmp_path / "never", **settings))
+
+
 def test_without_an_average_the_weights_themselves_are_exported(tmp_path: Path) -> None:
     task = ToyTask()
     train(task, config(tmp_path, ema_decay=0))
