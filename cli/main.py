@@ -24,6 +24,7 @@ app = typer.Typer(
 app.add_typer(toyland_commands.app, name="toyland")
 app.add_typer(models_commands.app, name="models")
 app.add_typer(dataset_commands.app, name="dataset")
+app.add_typer(evaluate.app, name="evaluate")
 for command in (
     render.render,
     render.doctor,
@@ -35,7 +36,6 @@ for command in (
     batches.report,
     batches.verify,
     train.train,
-    evaluate.evaluate,
 ):
     app.command()(command)
 

@@ -25,7 +25,7 @@ def spread(make: Callable[[], Callable[[J], R]], jobs: Sequence[J], workers: int
         LimnError: a process was killed; or whatever a job raises.
     """
     if workers == 1 or len(jobs) < 2:
-        yield from map(make(), jobs)
+        yield from map(make(), jobs) if jobs else ()
         return
     pool = ProcessPoolExecutor(min(workers, len(jobs)), multiprocessing.get_context("spawn"), _start, (make,))
     try:
