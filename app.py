@@ -3,6 +3,7 @@
 Gradio takes seconds to import and is imported when the page is built. What the tabs hold and do stands in `web/`.
 """
 
+import contextlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,6 +14,7 @@ from core.errors import LimnError
 
 if TYPE_CHECKING:
     from web.service import Service
+    from web.train_process import Trainings
 
 
 def ui(
@@ -24,22 +26,26 @@ def ui(
         str | None, typer.Option("--auth", metavar="USER:PASSWORD", envvar="LIMN_AUTH", help="Ask every visitor for this login.")
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("outputs"),
+    data: Annotated[Path, typer.Option("--data", help="Folder of the datasets; with --listen no other can be read.")] = Path("data"),
+    runs: Annotated[Path, typer.Option("--runs", help="Folder for what is trained.")] = Path("runs"),
 ) -> None:
     """Open the web page on 127.0.0.1."""
     from web.server import check_access, private_cache, serve
     from web.service import Service
+    from web.train_process import Trainings
+    from web.train_settings import Places
 
     login = check_access(listen, auth)
-    with private_cache():
+    with private_cache(), contextlib.closing(Trainings(Places(runs, data, restricted=listen))) as trainings:
         service = Service(model, out)
-        serve(build(service), service, port=port, listen=listen, login=login)
+        serve(build(service, trainings), service, port=port, listen=listen, login=login)
 
 
-def build(service: "Service") -> Any:
-    """The page as Gradio Blocks, wired to a service."""
+def build(service: "Service", trainings: "Trainings") -> Any:
+    """The page as Gradio Blocks, wired to a service and to what is trained."""
     import gradio as gr
 
-    from web import batch, compare, create, gallery, pose
+    from web import batch, compare, create, gallery, pose, train
     from web.library import Library
     from web.words import note
 
@@ -56,6 +62,8 @@ def build(service: "Service") -> Any:
                 batch.build(creating)
             with gr.Tab("Pose", id="pose", elem_id="pose-tab"):
                 pose.build(creating, tabs)
+            with gr.Tab("Train", id="train", elem_id="train-tab") as tab:
+                train.build(tab, tabs, trainings, creating)
             with gr.Tab("Gallery", id="gallery", elem_id="gallery-tab") as tab:
                 gallery.build(tab, tabs, Library(service.out), creating)
     return page

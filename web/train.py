@@ -1,0 +1,337 @@
+"""Train: a dataset looked at, a ControlNet trained in a process of its own and watched, the result put into Create."""
+
+import itertools
+from collections.abc import Iterator, Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+
+import controls
+from core.errors import BadRequest, LimnError
+from web import train_folder, train_settings, words
+from web.fields import component, settings_of
+from web.handlers import Changes, Handlers
+from web.settings import pool
+from web.train_check import Looked, look
+from web.train_folder import Told
+from web.train_process import Trainings
+
+HELP = "Pairs of pictures and what they are to obey. No dataset yet? `limn toyland build --count 2000 --out data/toyland` makes one."
+MORE = "One key=value in a line, as limn train takes them; lists and tables stand only here."
+TICK_S = 2.0
+HEADS = {
+    "data": "Pairs",
+    "": "Network and loss",
+    "objective": "Times and weights",
+    "train": "Optimiser and checkpoints",
+    "monitor": "Measuring",
+}
+SPELLED: dict[str, dict[str, Any]] = {  # labels that their section does not make clear
+    "data.condition": {"label": "Condition", "info": "Column, folder or extension; with the next box ticked, the kind of control."},
+    "data.extract": {"label": "Made from the pictures", "info": "The conditions, by the kind's extractor."},
+    "train.steps": {"label": "Steps", "info": None},
+    "train.batch_size": {"label": "Batch", "info": None},
+    "train.learning_rate": {"label": "Learning rate", "info": None},
+    "train.precision": {"label": "Precision", "info": None},
+    "data.width": {"label": "Width", "info": None},
+    "data.height": {"label": "Height", "info": None},
+}
+CURVES = {
+    "loss": ("Loss", "loss", {"smoothed": "loss_smooth"}),
+    "gap": ("Paired gap: what the condition is worth", "gap", {"own_condition": "gap", "against_another's": "gap_shuffled"}),
+    "fidelity": ("Fidelity of held-out pairs", "fidelity", {"fidelity": "fidelity"}),
+    "rate": ("Learning rate", "rate", {"rate": "lr"}),
+}
+
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+
+
+class _Train:
+    """The tab's behaviour. `seen` says which state of which training is shown, so that nothing is sent twice; it stays on the server."""
+
+    def __init__(self, trainings: Trainings, create: Handlers, *, parts: dict[str, Any], fields: dict[str, Any]) -> None:
+        self.places, self.trainings, self.create, self.parts, self.fields = trainings.places, trainings, create, parts, fields
+
+    def open(self, chosen: str | None) -> Changes:
+        """The tab as it is when somebody comes: what can be chosen now, and the training that runs, or the newest."""
+        names = train_folder.names(self.places.runs)
+        running = self.trainings.running()
+        name = running.name if running else chosen if chosen in names else next(iter(names), None)
+        changes = {
+            self.parts["run"]: gr.update(choices=names, value=name, visible=bool(names)),
+            self.fields["folder"]: gr.update(choices=self.places.datasets()),
+            self.fields["base"]: gr.update(choices=self.create.service.models()),
+        }
+        return changes | self._shown(name, None)
+
+    def show(self, name: str | None, seen: Any) -> Changes:
+        """What has changed of the chosen training."""
+        return self._shown(name, seen)
+
+    def fill(self, preset: str) -> Changes:
+        """The fields with a preset's values."""
+        try:
+            values = train_settings.shown(train_settings.preset(preset))
+        except LimnError as error:
+            return {self.parts["said"]: words.note(_plain(error), problem=True)}
+        return {self.fields[key]: value for key, value in values.items()} | {self.parts["said"]: ""}
+
+    def check(self, *values: Any) -> Iterator[Changes]:
+        """Every pair looked at: what is wrong, and a sheet of some."""
+        asked, parts = self._named(values), self.parts
+        yield {parts["check"]: gr.update(interactive=False), parts["checked"]: words.note("Listing the pairs.")}
+        try:
+            config = train_settings.read_data(asked, self.places)
+            hidden = {f"{config.folder}/": ""}
+            for news in look(config):
+                if not isinstance(news, Looked):
+                    yield {parts["checked"]: words.share(f"Pair {news.seen} of {news.total}.", news.seen, max(1, news.total))}
+                    continue
+                found = news.found
+                wrong = f"{len(found.mistakes)} kinds of mistakes" if len(found.mistakes) > 1 else "1 kind of mistake"
+                verdict = f"{wrong}: mend them, or leave those pairs out" if found.mistakes else "nothing that training would stop at"
+                yield {
+                    parts["checked"]: words.note(f"{found.pairs} pairs, {verdict}.", problem=bool(found.mistakes)),
+                    parts["findings"]: _findings([words.plain(line, hidden) for line in found.lines()]),
+                    parts["sheet"]: gr.update(value=news.sheet_HWC, visible=news.sheet_HWC is not None),
+                }
+        except LimnError as error:
+            said = words.note(_plain(error, asked), problem=True)
+            yield {parts["checked"]: said, parts["findings"]: "", parts["sheet"]: gr.update(value=None, visible=False)}
+        yield {parts["check"]: gr.update(interactive=True)}
+
+    def start(self, *values: Any) -> Changes:
+        """A new training."""
+        asked = self._named(values)
+        try:
+            name = self.trainings.start(train_settings.read_config(asked, self.places))
+        except LimnError as error:
+            return {self.parts["said"]: words.note(_plain(error, asked), problem=True)}
+        names = train_folder.names(self.places.runs)
+        return self._shown(name, None) | {
+            self.parts["run"]: gr.update(choices=names, value=name, visible=True),
+            self.parts["said"]: words.note(f"Training {name} has started. Drawing goes on meanwhile, and comes first."),
+        }
+
+    def resume(self, name: str | None) -> Changes:
+        """The chosen training goes on."""
+        try:
+            self.trainings.resume(self.places.run(str(name or "")))
+        except LimnError as error:
+            return self._told(error)
+        return self._shown(name, None)
+
+    def stop(self, name: str | None) -> Changes:
+        """The running training finishes its step, saves, and ends."""
+        self.trainings.stop()
+        return {self.parts["state"]: words.note("Stopping after this step; what was learned is saved."), self.parts["seen"]: None}
+
+    def use(self, name: str | None) -> Changes:
+        """The trained ControlNet in Create's first control."""
+        try:
+            told = train_folder.read(self.places.run(str(name or "")))
+            if told.usable is None:
+                raise BadRequest(f"training {told.name!r} has nothing to draw with yet: wait for its end, or until its condition is heard")
+        except LimnError as error:
+            return self._told(error)
+        inputs, (folder, what) = self.create.parts.inputs, told.usable
+        data, path = told.settings.get("data", {}), _short(folder)
+        kind = next(
+            (name for name in (data.get("kind"), data.get("condition")) if isinstance(name, str) and name in controls.names()), None
+        )
+        known = ["", *self.create.service.networks(), path]
+        changes: Changes = {
+            inputs["control.0.on"]: True,
+            self.create.parts.columns[0]: gr.update(visible=True),
+            inputs["control.0.model"]: gr.update(choices=list(dict.fromkeys(known)), value=path),
+            inputs["model"]: str(told.settings.get("base", self.create.service.model)),
+            self.create.parts.status: words.note(f"The first control is drawn by {what} of training {told.name}."),
+            self.parts["tabs"]: gr.update(selected="create"),
+        }
+        for key in ("width", "height"):
+            changes |= {inputs[key]: data[key]} if key in data else {}
+        if kind is None:  # of a kind of its own: its maps come finished
+            return changes | {inputs["control.0.ready"]: True}
+        shown = {inputs[f"control.0.{slot}"]: gr.update(**one) for slot, one in zip(pool(), settings_of(kind), strict=True)}
+        return changes | {inputs["control.0.kind"]: kind} | shown
+
+    def _shown(self, name: str | None, seen: Any) -> Changes:
+        """The chosen training as its folder tells it, where that has changed since `seen`."""
+        parts = self.parts
+        running = self.trainings.running()
+        runs = running is not None and running.name == name
+        if not name:
+            return {parts["watch"]: gr.update(visible=False), parts["timer"]: gr.update(active=running is not None)}
+        try:
+            folder = self.places.run(name)
+            now = [name, runs, train_folder.changed(folder)]
+            if now == seen:
+                return {parts["seen"]: now}
+            told = train_folder.read(folder)
+        except LimnError as error:
+            return self._told(error) | {parts["timer"]: gr.update(active=False)}
+        changes: Changes = {
+            parts["seen"]: now,
+            parts["watch"]: gr.update(visible=True),
+            parts["state"]: _state(told, runs),
+            parts["timer"]: gr.update(active=running is not None),
+            parts["stop"]: gr.update(visible=runs),
+            parts["resume"]: gr.update(visible=not runs and not told.finished, interactive=running is None),
+            parts["use"]: gr.update(visible=told.usable is not None),
+            parts["log"]: words_of_log(told.said),
+            parts["grid"]: gr.update(value=self._copy(told.grid) if told.grid else None, visible=told.grid is not None),
+        }
+        return changes | {parts[key]: _plot(told, key) for key in CURVES}
+
+    def _told(self, error: LimnError) -> Changes:
+        return {self.parts["watch"]: gr.update(visible=True), self.parts["state"]: words.note(_plain(error), problem=True)}
+
+    def _named(self, values: tuple[Any, ...]) -> dict[str, Any]:
+        return dict(zip(self.fields, values, strict=True))
+
+    def _copy(self, path: Path) -> str:
+        """A copy that may be served: nothing else in the runs' folder can be reached."""
+        return str(self.create.parts.download.move_resource_to_block_cache(str(path)))
+
+
+def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
+    """The tab's components, and which handler answers what."""
+    parts: dict[str, Any] = {"tabs": tabs, "seen": gr.State(None), "timer": gr.Timer(TICK_S, active=False)}
+    with gr.Row(elem_classes="columns"):
+        with gr.Column(scale=6, min_width=340, elem_id="train-asked"):
+            fields, preset = _settings(parts)
+        with gr.Column(scale=5, min_width=340, elem_id="train-shown"):
+            _watching(parts)
+    handlers = _Train(trainings, create, parts=parts, fields=fields)
+    given, run = list(fields.values()), parts["run"]
+    into_create = [*create.parts.inputs.values(), create.parts.columns[0], create.parts.status]
+    outputs = [*parts.values(), *given]
+    tab.select(handlers.open, run, outputs, **_QUIET)
+    preset.input(handlers.fill, preset, outputs, **_QUIET)
+    parts["check"].click(handlers.check, given, outputs, concurrency_limit=2, **_QUIET)
+    parts["start"].click(handlers.start, given, outputs, **_QUIET)
+    run.input(handlers.show, [run, gr.State(None)], outputs, **_QUIET)
+    parts["timer"].tick(handlers.show, [run, parts["seen"]], outputs, queue=False, **_QUIET)
+    parts["stop"].click(handlers.stop, run, outputs, queue=False, **_QUIET)
+    parts["resume"].click(handlers.resume, run, outputs, **_QUIET)
+    parts["use"].click(handlers.use, run, [*outputs, *into_create], **_QUIET)
+
+
+def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
+    """What a training is made of: the few things that matter, then the rest, folded. The fields by key, and the choice of a preset."""
+    values = train_settings.shown(train_settings.preset(train_settings.presets()[0]))
+    fields: dict[str, Any] = {}
+    gr.HTML(words.note(HELP.replace("`", "")))
+    with gr.Group():
+        with gr.Row():
+            info = "A folder or file on this machine."
+            fields["folder"] = gr.Dropdown([], value="", label="Dataset", info=info, allow_custom_value=True, elem_id="dataset", scale=3)
+            spelled = SPELLED["data.condition"] | {"elem_id": "condition", "scale": 2}
+            fields["data.condition"] = gr.Dropdown(controls.names(), value=values["data.condition"], allow_custom_value=True, **spelled)
+        fields["data.extract"] = _field("data.extract", values)
+    parts["check"] = gr.Button("Check the pairs", size="sm", elem_id="check-dataset")
+    parts["checked"] = gr.HTML(elem_id="checked")
+    parts["findings"] = gr.HTML(elem_id="findings")
+    with gr.Group():
+        with gr.Row():
+            preset = gr.Dropdown(train_settings.presets(), label="Preset", elem_id="preset", min_width=140)
+            fields["base"] = gr.Dropdown([values["base"]], label="Base model", allow_custom_value=True, elem_id="train-base", min_width=180)
+            fields["name"] = gr.Textbox("my-controlnet", label="Name", elem_id="train-name", min_width=140)
+        for row in (("train.steps", "train.batch_size", "train.learning_rate"), ("train.precision", "data.width", "data.height")):
+            with gr.Row():
+                fields |= {key: _field(key, values, min_width=90) for key in row}
+    for section, head in HEADS.items():
+        rest = [key for key in train_settings.kinds()[section] if key not in train_settings.MAIN]
+        with gr.Accordion(head, open=False, elem_id=f"train-{section or 'network'}"), gr.Group():
+            for key, other in itertools.zip_longest(rest[::2], rest[1::2]):
+                with gr.Row():
+                    fields |= {one: _field(one, values, min_width=200) for one in (key, other) if one}
+    with gr.Accordion("Further settings", open=False, elem_id="train-more"):
+        fields["more"] = gr.Textbox(values["more"], label="Settings", info=MORE, lines=3, elem_id="more-settings")
+    parts["start"] = gr.Button("Start training", variant="primary", elem_id="start-training")
+    parts["said"] = gr.HTML(elem_id="train-said")
+    return fields, preset
+
+
+def _watching(parts: dict[str, Any]) -> None:
+    """One training: how far it is, its curves, its pictures, its words."""
+    parts["run"] = gr.Dropdown([], label="Training", visible=False, elem_id="run-choice")
+    with gr.Column(visible=False, elem_id="watch") as parts["watch"]:
+        parts["state"] = gr.HTML(elem_id="train-state")
+        with gr.Row():
+            parts["stop"] = gr.Button("Stop", visible=False, size="sm", min_width=90, elem_id="stop-training")
+            parts["resume"] = gr.Button("Resume", visible=False, size="sm", min_width=90, elem_id="resume-training")
+            parts["use"] = gr.Button("Use it", visible=False, variant="primary", size="sm", min_width=90, elem_id="use-training")
+        parts["grid"] = gr.Image(
+            label="Held-out pairs", show_label=False, interactive=False, buttons=["fullscreen"], visible=False, elem_id="train-grid"
+        )
+        for key, (title, y, series) in CURVES.items():
+            several: dict[str, Any] = {"color": "curve", "color_title": "", "height": 260} if len(series) > 1 else {"height": 200}
+            parts[key] = gr.LinePlot(
+                x="step", y=y, x_title="Step", y_title=y.capitalize(), label=title, visible=False, elem_id=f"curve-{key}", **several
+            )
+        with gr.Accordion("What it says", open=False):
+            parts["log"] = gr.Textbox(label="Output", show_label=False, lines=8, max_lines=8, interactive=False, elem_id="train-log")
+    parts["sheet"] = gr.Image(
+        label="Pairs", show_label=False, interactive=False, format="png", buttons=["fullscreen"], visible=False, elem_id="sheet"
+    )
+
+
+def _field(key: str, values: dict[str, Any], **options: Any) -> Any:
+    """The component of a setting, with a preset's value."""
+    if key in train_settings.NAMES:
+        return gr.Textbox(
+            values[key], label="Kind of control", info="Where the condition's name does not say it.", elem_id=key.replace(".", "-")
+        )
+    model, name = train_settings.owner(key)
+    shown: dict[str, Any] = SPELLED.get(key, {}) | {"elem_id": key.replace(".", "-"), "value": values[key]}
+    return component(model, name, **(options | shown))
+
+
+def _plain(error: LimnError, asked: Mapping[str, Any] | None = None) -> str:
+    """The error in the visitor's terms."""
+    hidden = {f"{asked['folder']}/": "", "data.folder": "dataset"} if asked and asked.get("folder") else {}
+    return words.plain(str(error), hidden)
+
+
+def words_of_log(said: str) -> str:
+    """What a training says, without where this page lies."""
+    return said.replace(f"{Path.cwd()}/", "")
+
+
+def _state(told: Told, runs: bool) -> str:
+    """Where a training is, as HTML."""
+    if runs and not told.step:
+        return f"{words.note('Preparing: the base is loaded and the pairs are encoded.')}<progress aria-label='Preparing'></progress>"
+    left = f", about {words.duration(told.seconds_left)} left" if runs and told.seconds_left is not None else ""
+    if runs:
+        return words.share(f"Step {told.step} of {told.steps}{left}.", told.step, max(1, told.steps))
+    if told.finished:
+        return words.note(f"Finished after {told.steps} steps.")
+    if told.problem:
+        return words.note(words_of_log(words.plain(told.problem, {})), problem=True)
+    if told.saved:
+        return words.note(f"Stopped at step {told.saved} of {told.steps}. Resume goes on from there.")
+    return words.note("Stopped before anything was saved.")
+
+
+def _plot(told: Told, key: str) -> Any:
+    _, y, series = CURVES[key]
+    rows = train_folder.curve(told.measured if key in ("gap", "fidelity") else told.log, **series)
+    if not rows:
+        return gr.update(value=None, visible=False)
+    import pandas  # type: ignore[import-untyped]
+
+    return gr.update(value=pandas.DataFrame(rows, columns=["step", y, "curve"]), visible=True)
+
+
+def _findings(lines: list[str]) -> str:
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<ul class="findings">{items}</ul>' if items else ""
+
+
+def _short(folder: Path) -> str:
+    """A path from here where it lies below."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
