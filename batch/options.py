@@ -10,7 +10,8 @@ import typer
 from core.errors import BadRequest
 
 SOURCE_HELP = "A manifest (.jsonl, .csv, .parquet), a row a request, or a folder of control pictures; without it one request is drawn."
-_SHARED, _REDRAW = "Batches (with a SOURCE)", "Batches: choosing and retrying"
+_SHARED, _REDRAW, _CHOOSE = "Batches (with a SOURCE)", "Batches: trying again", "Choosing by fidelity"
+TRIES_HELP = "Without a SOURCE: draw so many at most, until one has --min-fidelity."
 
 
 def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
@@ -33,15 +34,17 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "max_hours": (Annotated[float | None, _option("--max-hours", "Stop in order after so long.", min=0.0)], None),
     "min_free_gb": (Annotated[float, _option("--min-free-gb", "Stop in order when the disk has less room.", min=0.0)], 0.0),
-    "best_of": (Annotated[int, _option("--best-of", "Draw so many of each, keep the most faithful.", _REDRAW, min=1, max=1000)], 1),
+    "best_of": (Annotated[int, _option("--best-of", "Draw so many of each, keep the most faithful.", _CHOOSE, min=1, max=1000)], 1),
     "min_fidelity": (
-        Annotated[float, _option("--min-fidelity", "Less faithful pictures count as failed.", _REDRAW, min=0.0, max=1.0)],
+        Annotated[float, _option("--min-fidelity", "Less faithful pictures count as failed.", _CHOOSE, min=0.0, max=1.0)],
         0.0,
     ),
+    "tries": (Annotated[int, _option("--tries", TRIES_HELP, _CHOOSE, min=0, max=1000)], 0),
     "retries": (Annotated[int, _option("--retries", "Of a job that failed by no fault of its row.", _REDRAW, min=0, max=100)], 1),
     "retry_failed": (Annotated[bool, _option("--retry-failed", "Draw again what failed in earlier runs.", _REDRAW)], False),
 }
 NAMES = frozenset(_OPTIONS)
+_ALSO_SINGLE, _ONLY_SINGLE = {"best_of", "min_fidelity", "tries"}, {"tries"}
 
 _Batch = Annotated[str, typer.Argument(metavar="DIR", help="Output folder or address of a batch.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
@@ -59,11 +62,12 @@ def accepted(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-def refuse_without_source(context: typer.Context) -> None:
-    """Raises a `BadRequest` where an option of a batch was typed and there is none."""
-    for name in sorted(NAMES):
+def refuse_misplaced(context: typer.Context, *, batch: bool) -> None:
+    """Raises a `BadRequest` where an option of a batch was typed and there is none, or the other way round."""
+    for name in sorted(_ONLY_SINGLE if batch else NAMES - _ALSO_SINGLE):
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
-            raise BadRequest(f"--{name.replace('_', '-')} goes with a manifest or a folder: write limn render SOURCE …")
+            goes = "a single request: leave out SOURCE" if batch else "a manifest or a folder: write limn render SOURCE …"
+            raise BadRequest(f"--{name.replace('_', '-')} goes with {goes}")
 
 
 def status(folder: _Batch, *, as_json: _Json = False) -> None:

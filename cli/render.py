@@ -79,12 +79,19 @@ def render(
     **options: Any,
 ) -> int | None:
     """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
+    batches.refuse_misplaced(context, batch=source is not None)
     if source is not None:
         from batch.commands import render_source
 
         return render_source(source, typed_fields(context), context.params)
-    batches.refuse_without_source(context)
     request = build_request({"model": model, **typed_fields(context)})
+    if any(options[name] for name in ("min_fidelity", "tries")) or options["best_of"] > 1:
+        from batch.job import Gate
+        from cli.chosen import render_chosen
+
+        gate = Gate(options["best_of"], options["min_fidelity"])
+        renderer = open_renderer(request.model, memory_of(context))
+        return render_chosen(renderer, request, gate, Path(out), tries=options["tries"], as_json=as_json)
     started = time.perf_counter()
     found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model, memory_of(context)), request)]
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)

@@ -11,13 +11,20 @@ def measure(control: Control, wanted_HWC: Image, picture_HWC: Image, params: Fro
     params: settled (`controls.prepare.settled`). None where there is no network, or nothing in the map that could be measured.
 
     Raises:
+        BadModel: as `load`.
+    """
+    load(control, params)
+    return control.compare(wanted_HWC, picture_HWC, params)
+
+
+def load(control: Control, params: Frozen) -> None:
+    """Loads the network that the settings name, so that from now on `control.compare` has it at hand.
+
+    Raises:
         BadModel: the network is missing, damaged or of another kind.
     """
-    score = control.compare(wanted_HWC, picture_HWC, params)
-    if score is None and (name := getattr(params, "estimator", "")):
+    if (name := getattr(params, "estimator", "")) and getattr(params, "method", "network") == "network":
         estimators.find(estimator_kind(control), name)
-        score = control.compare(wanted_HWC, picture_HWC, params)
-    return score
 
 
 def why_not(control: Control, params: Frozen) -> str:

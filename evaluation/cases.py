@@ -3,6 +3,7 @@
 Axes: pictures and maps are RGB uint8 HWC, all of one size.
 """
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from controls.geometry import place
 from controls.prepare import load_map, settled
 from core.control import Image
 from core.errors import BadRequest
+from core.files import sha256_file
 from core.images import decode
 from core.request import ControlUnit
 from core.skeleton import draw_pose
@@ -102,7 +104,10 @@ class Pictures:
         return len(self.paths)
 
     def described(self) -> dict[str, object]:
-        return {"pictures": "a folder of pictures", "count": len(self.paths)}
+        digest = hashlib.sha256("".join(map(sha256_file, self.paths)).encode())
+        for prompt in self.prompts:
+            digest.update(prompt.encode() + b"\0")
+        return {"pictures": "a folder of pictures", "count": len(self.paths), "files_sha256": digest.hexdigest()}
 
     def case(self, index: int, kinds: Sequence[str], size: tuple[int, int], model: str) -> Case:
         path = self.paths[index]

@@ -50,8 +50,8 @@ def evaluate(
         for index, readings in zip(left, _measured(settings, cases, Path(folder), left, processes), strict=True):
             notes.add(index, readings)
             if on_progress:
-                on_progress(len(notes.done), len(cases))
-    report = build_report([reading for index in sorted(notes.done) for reading in notes.done[index]], settings.kinds, described)
+                on_progress(len(cases) - len(left) + left.index(index) + 1, len(cases))
+    report = build_report([reading for index in range(len(cases)) for reading in notes.done[index]], settings.kinds, described)
     publish(out / "evaluation.json", report.as_json().encode())
     publish(out / "table.md", report.as_markdown().encode())
     publish(out / "fidelity.png", plot(report))
@@ -62,7 +62,8 @@ class Notes:
     """The readings of finished cases, a line of JSON each, under a line that says how they were made; of other settings none counts."""
 
     def __init__(self, path: Path, described: dict[str, Any]) -> None:
-        self._path, self._head = path, hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+        self._path, same = path, {name: value for name, value in described.items() if name != "count"}  # more cases may come later
+        self._head = hashlib.sha256(json.dumps(same, sort_keys=True).encode()).hexdigest()
         self.done: dict[int, list[Reading]] = dict(self._read())
         lines = [json.dumps({"settings": self._head}), *(_line(index, readings) for index, readings in self.done.items())]
         publish(path, "".join(f"{line}\n" for line in lines).encode())  # anew, so that a torn last line is gone
