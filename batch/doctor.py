@@ -44,7 +44,7 @@ class Doctor:
                 raise BadRequest(f"no {unit.kind} estimator is installed; give a finished {unit.kind} map with 'ready'")
 
     def weights(self, request: RenderRequest) -> tuple[str, ...]:
-        """A digest of the base model, of each control's network, and of each LoRA; last how they are rounded, where they are.
+        """A digest of the base model, each control's network, each LoRA and another's autoencoder; last how they are rounded, if they are.
 
         Raises:
             BadModel, BadRequest: a model is not here and cannot be had, or none is known for a control.
@@ -52,7 +52,7 @@ class Doctor:
         model = request.model if "model" in request.model_fields_set else self.model
         loras = tuple(lora.name for lora in request.loras)
         prompt = request.prompt if "<lora:" in request.prompt else ""
-        key = (model, tuple((unit.kind, unit.model) for unit in request.controls), loras, prompt)
+        key = (model, request.vae, tuple((unit.kind, unit.model) for unit in request.controls), loras, prompt)
         if key not in self._found:
             self._found[key] = self._digests(request, model)
         return self._found[key]
@@ -84,7 +84,8 @@ class Doctor:
         for unit in request.controls:
             folder = self._network(unit, base)
             found.append("" if folder is None else digest(folder))
-        return (*found, *self._loras(request, base), *self.rounding)
+        vae = () if request.vae is None else ("vae", digest(resolve(request.vae, fetch=self.fetch)))
+        return (*found, *self._loras(request, base), *vae, *self.rounding)
 
     def _network(self, unit: ControlUnit, base: Path) -> Path | None:
         """The ControlNet that the renderer will take; None for a base that reads maps itself."""

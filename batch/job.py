@@ -24,6 +24,7 @@ _ELSEWHERE: Final = {
     "init_image": True,
     "mask": True,
     "model": True,
+    "vae": True,
     "loras": {"__all__": {"name"}},
     "controls": {"__all__": {"image", "mask", "model"}},
 }

@@ -35,7 +35,7 @@ def group_of(job: Job) -> Hashable:
     """What jobs share that could be drawn together: models, size, steps, sampler."""
     request = job.request
     return (
-        request.model,
+        (request.model, request.vae),
         tuple((unit.kind, unit.model) for unit in request.controls),
         tuple((lora.name, lora.weight, lora.text_weight) for lora in request.loras),
         (request.width, request.height, request.hires),

@@ -45,6 +45,7 @@ def render(
     negative: Annotated[str, typer.Option("--negative", help=help_of("negative_prompt"))] = DEFAULT.negative_prompt,
     control: Annotated[list[str] | None, typer.Option("--control", "-c", metavar="KIND=FILE,KEY=VALUE,…", help=CONTROL_HELP)] = None,
     model: Annotated[str, typer.Option("--model", help=help_of("model"))] = DEFAULT.model,
+    vae: Annotated[str | None, option("vae", LARGER)] = DEFAULT.vae,
     size: Annotated[str, typer.Option("--size", metavar="WxH", help="Pixels, multiples of 8.")] = f"{DEFAULT.width}x{DEFAULT.height}",
     seed: Annotated[int, typer.Option("--seed", help=help_of("seed"))] = DEFAULT.seed,
     count: Annotated[int, typer.Option("--count", help=help_of("count"))] = DEFAULT.count,

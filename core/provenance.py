@@ -121,6 +121,7 @@ class Record(Frozen):
             "variation_seed": True,
             "controls": {"__all__": {"image", "mask"}},
             "loras": {"__all__": {"name"}},
+            "vae": True,
         }
         settings = self.request.model_dump(mode="json", exclude=elsewhere)
         if self.request.variation_strength > 0.0:  # the number in the name is the variation's

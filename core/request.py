@@ -108,6 +108,7 @@ class RenderRequest(Frozen):
     prompt: str = Field("", max_length=100_000, description="what to draw")
     negative_prompt: str = Field("", max_length=100_000, description="what to keep away from")
     model: str = Field("toyland", description="'toyland', a hub id, a diffusers folder, or a .safetensors or .gguf file")
+    vae: str | None = Field(None, description="another autoencoder: hub id, folder or .safetensors; default: the model's own")
     width: int = Field(128, ge=64, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
     height: int = Field(128, ge=64, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
     steps: int = Field(20, ge=1, le=1000, description="sampler steps")

@@ -15,6 +15,7 @@ from core.errors import BadRequest, LimnError, OutOfMemory, unknown_name
 from core.request import ControlUnit, RenderRequest
 from pipelines import samplers
 from pipelines.adapters import LoraStack
+from pipelines.autoencoders import other_scale
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.controlnet import UNION_TYPES
 from pipelines.engine import Engine, resolve
@@ -110,6 +111,12 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
         family = engine.outline(resolve(request.model, fetch=around.fetch))
     if family is None:
         return ward.findings
+    if request.vae is not None:
+        with ward.noting("vae"):
+            family = engine.outline(family.checkpoint.path, resolve(request.vae, fetch=around.fetch))
+            doubt = other_scale(family.checkpoint)
+            if doubt is not None:
+                ward.warn("vae", doubt)
     source = family.checkpoint
     if source.has("text_encoder_3") and not source.has("tokenizer_3"):
         ward.warn("model", f"{str(source.path)!r} holds T5 without its tokenizer, and is drawn without T5: {source.remedy('tokenizer_3')}")

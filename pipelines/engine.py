@@ -115,18 +115,21 @@ class Engine:
         self.place, self.memory = place, memory
         if memory is not None:
             memory.check(place.device.type)
-        self._bases: OrderedDict[Path, Family] = OrderedDict()
-        self._controls: OrderedDict[tuple[str, Path], Any] = OrderedDict()
+        self._bases: OrderedDict[tuple[Path, Path | None], Family] = OrderedDict()
+        self._controls: OrderedDict[tuple[Any, Path], Any] = OrderedDict()
         self._outlines: OrderedDict[Any, Family] = OrderedDict()
-        self._hashes: dict[Path, dict[str, str]] = {}
+        self._hashes: dict[tuple[Path, tuple[str, ...]], dict[str, str]] = {}
 
-    def base(self, folder: Path) -> Family:
-        """The base model in a diffusers folder.
+    def base(self, folder: Path, vae: Path | None = None) -> Family:
+        """The base model in a diffusers folder or a file, with its own autoencoder or another's; one base is kept with one of them.
 
         Raises:
-            BadModel, Mismatch: it is of no known family, incomplete or damaged.
+            BadModel, Mismatch: it is of no known family, incomplete or damaged, or the autoencoder does not fit.
         """
-        return _kept(self._bases, folder.resolve(), lambda: self._load_base(folder), BASES_KEPT)
+        key = (folder.resolve(), vae and vae.resolve())
+        for other in [other for other in self._bases if other[0] == key[0] and other != key]:
+            del self._bases[other]
+        return _kept(self._bases, key, lambda: self._load_base(folder, vae), BASES_KEPT)
 
     def control(self, family: Family, folder: Path) -> Any:
         """The ControlNet in a folder, checked against the base model.
@@ -134,11 +137,12 @@ class Engine:
         Raises:
             BadModel, Mismatch: it does not fit, or is incomplete or damaged.
         """
-        family.check_control(open_checkpoint(folder))
-        key = (family.name, folder.resolve())
+        checkpoint = open_checkpoint(folder)
+        family.check_control(checkpoint)
+        key = (family.name if family.lends_nothing(checkpoint) else family.key, folder.resolve())
         return _kept(self._controls, key, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
 
-    def outline(self, folder: Path) -> Family:
+    def outline(self, folder: Path, vae: Path | None = None) -> Family:
         """The base model without its weights, for questions; see `pipelines.outline`.
 
         Raises:
@@ -148,32 +152,56 @@ class Engine:
 
         where = folder / "model_index.json" if folder.is_dir() else folder
         status = where.stat() if where.exists() else None
-        key = (folder.resolve(), status and status.st_mtime_ns)
-        return _kept(self._outlines, key, lambda: outline_of(open_checkpoint(folder), self.place), BASES_KEPT)
+        key = (folder.resolve(), vae and vae.resolve(), status and status.st_mtime_ns)
+        return _kept(self._outlines, key, lambda: outline_of(_opened(folder, vae), self.place), BASES_KEPT)
 
     def holds(self, folder: Path) -> bool:
         """Whether the base model is loaded."""
-        return folder.resolve() in self._bases
+        return any(base == folder.resolve() for base, _ in self._bases)
 
     def weights(self, part: str, folder: Path, subfolders: Sequence[str] = ("",)) -> list[WeightFile]:
         """The weight files of a loaded model with their SHA-256; part: 'base' or 'control <place in the request>'."""
-        key = folder.resolve()
+        key = (folder.resolve(), tuple(subfolders))
         if key not in self._hashes:  # hashed once per loading: what counts is the file that was loaded
             checkpoint = open_checkpoint(folder)
             files = dict.fromkeys(file for subfolder in subfolders for file in checkpoint.files(subfolder))
             self._hashes[key] = {_shown(file, folder): sha256_file(file) for file in files}
         return [WeightFile(part=part, file=file, sha256=sha256) for file, sha256 in self._hashes[key].items()]
 
-    def _load_base(self, folder: Path) -> Family:
-        checkpoint = open_checkpoint(folder)
+    def weights_of(self, family: Family) -> list[WeightFile]:
+        """The weight files of a loaded base model; of an autoencoder that is another's as the part 'vae'."""
+        from pipelines.autoencoders import WithVae
+
+        checkpoint, parts = family.checkpoint, tuple(family.networks())
+        if not isinstance(checkpoint, WithVae):
+            return self.weights("base", checkpoint.path, parts)
+        own = self.weights("base", checkpoint.path, tuple(part for part in parts if part != "vae"))
+        return own + [WeightFile(part="vae", file=file.name, sha256=sha256_file(file)) for file in checkpoint.files("vae")]
+
+    def _load_base(self, folder: Path, vae: Path | None) -> Family:
+        checkpoint = _opened(folder, vae)
         family = family_of(checkpoint)
-        self._hashes.pop(folder.resolve(), None)
+        self._forget_hashes(folder)
         place = place_of(family, self.place)
         return family.load(checkpoint, place) if self.memory is None else self.memory.load(family, checkpoint, place)
 
     def _load_control(self, family: Family, folder: Path) -> Any:
-        self._hashes.pop(folder.resolve(), None)
+        self._forget_hashes(folder)
         return family.load_control(open_checkpoint(folder))
+
+    def _forget_hashes(self, path: Path) -> None:
+        for key in [key for key in self._hashes if key[0] == path.resolve()]:
+            del self._hashes[key]
+
+
+def _opened(folder: Path, vae: Path | None) -> Checkpoint:
+    """The base's checkpoint, with another autoencoder where one is given."""
+    checkpoint = open_checkpoint(folder)
+    if vae is None:
+        return checkpoint
+    from pipelines.autoencoders import WithVae
+
+    return WithVae(checkpoint, vae)
 
 
 def family_of(checkpoint: Checkpoint) -> type[Family]:

@@ -166,6 +166,16 @@ class Family(ABC):
         return {}
 
     @property
+    def key(self) -> tuple[str, ...]:
+        """What tells this model from others that are loaded: its path, and where its autoencoder is from."""
+        return tuple(str(file) for file in (self.checkpoint.path, *self.checkpoint.files("vae")[:1]))
+
+    @classmethod
+    def lends_nothing(cls, control: Checkpoint) -> bool:
+        """Whether a loaded ControlNet holds no part of its base, so that it serves every base of the family."""
+        return False
+
+    @property
     def side_px(self) -> int:
         """What the sides of pictures are multiples of: a cell, or where cells are taken together to tokens, a token."""
         return self.cell_px

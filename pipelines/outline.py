@@ -48,4 +48,6 @@ def outline_of(checkpoint: Checkpoint, place: Place) -> Family:
     if hasattr(checkpoint, "measures"):
         checkpoint.measures = False  # what a single file's UNet predicts is not worth a forward here
     family = family_of(checkpoint)
-    return family.load(Outlined(checkpoint), place_of(family, place))
+    loaded = family.load(Outlined(checkpoint), place_of(family, place))
+    loaded.checkpoint = checkpoint
+    return loaded

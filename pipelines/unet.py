@@ -66,6 +66,11 @@ class UNetFamily(Family):
         """Whether the UNet reads the mask and the masked picture beside the latents."""
         return int(self.unet.config.in_channels) == 2 * int(self.vae.config.latent_channels) + 1
 
+    @classmethod
+    def lends_nothing(cls, control: Checkpoint) -> bool:
+        """A variant may be made of its base's weights; the published kinds are networks of their own."""
+        return control.classes.get("") in ("ControlNetModel", "ControlNetUnionModel", "T2IAdapter")
+
     def networks(self) -> Mapping[str, nn.Module]:
         """See `Family.networks`."""
         return {name: part for name, part in self.parts.items() if isinstance(part, nn.Module)}

@@ -126,7 +126,7 @@ class Renderer:
         for i, unit in enumerate(request.controls):
             check_unit(unit, i)
         words = [words_of(request, i, next(iter(folders_of("wildcards")), None)) for i in range(request.count)]
-        family = self.base(request.model)
+        family = self.base(request.model, request.vae)
         request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):
             if value % family.side_px:
@@ -149,13 +149,13 @@ class Renderer:
             passes.prepare(words[0], loras[words[0]])
         return Job(passes, tuple(words), loras, maps[-1], tuple(weights), self.preview)
 
-    def base(self, model: str) -> "Family":
-        """The base model with its family, loaded; textual inversions that lie beside it come with it."""
+    def base(self, model: str, vae: str | None = None) -> "Family":
+        """The base model with its family, loaded, with another autoencoder if one is named; textual inversions beside it come with it."""
         from pipelines.engine import resolve
         from pipelines.memory import explained
 
         with explained(f"to load {model!r}", "use a smaller model, or dtype float16"):
-            family = self.engine.base(resolve(model))
+            family = self.engine.base(resolve(model), None if vae is None else resolve(vae))
         embeddings = folders_of("embeddings", family.checkpoint.path)
         if embeddings and getattr(family, "inversions", ()) is None:
             from pipelines.inversion import load_inversions
@@ -181,7 +181,7 @@ class Renderer:
                 family.check_control(open_checkpoint(folder))
         with explained("to load the ControlNets", "give fewer controls, or use dtype float16"):
             nets = [family.own_control() if folder is None else self.engine.control(family, folder) for folder in folders]
-        weights = self.engine.weights("base", family.checkpoint.path, tuple(family.networks()))
+        weights = self.engine.weights_of(family)
         for i, folder in enumerate(folders):
             weights += [] if folder is None else self.engine.weights(f"control {i}", folder)
         return nets, weights

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 
 from core.errors import BadModel
 from pipelines.layouts.adapter import adapter, is_adapter
-from pipelines.layouts.autoencoder import PREFIXES, autoencoder
+from pipelines.layouts.autoencoder import PREFIXES, SCALES, autoencoder
 from pipelines.layouts.header import Header
 from pipelines.layouts.part import Part
 from pipelines.layouts.text import clip, open_clip, t5
@@ -39,7 +39,7 @@ def parts_in(header: Header, family: str) -> dict[str, Callable[[], Part]]:
     found: dict[str, Callable[[], Part]] = {}
     vae = next((prefix for prefix in PREFIXES if header.has(f"{prefix}decoder.conv_in.")), None)
     if vae is not None:
-        found["vae"] = lambda: autoencoder(header, vae, family)
+        found["vae"] = lambda: autoencoder(header, vae, SCALES[family])
 
     def add(part: str, prefix: str, first: str, read: Callable[[], Part]) -> None:
         if header.has(prefix + first):
@@ -103,7 +103,7 @@ def _what_else(header: Header) -> str:
     if any("lora" in name for name in names):
         return "is a LoRA: name it in the prompt as <lora:name:1>, or in the request's loras"
     if names and all(name.startswith(("encoder.", "decoder.", "quant_conv.", "post_quant_conv.", "loss.")) for name in names):
-        return "is an autoencoder alone: give a whole model, and this as its folder 'vae'"
+        return "is an autoencoder alone: give a whole model, and this with --vae"
     if header.has("down_blocks.") or header.has("transformer_blocks."):
         return "is one network under diffusers' names, without its configuration: give the whole diffusers folder"
     if header.has("emb_params") or header.has("clip_l"):

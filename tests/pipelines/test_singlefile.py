@@ -281,7 +281,7 @@ def test_files_that_are_no_models_say_what_they_are(sd: Path, tmp_path: Path) ->
             open_checkpoint(tmp_path / "x.safetensors")
 
     refused({"lora_unet_mid.lora_down.weight": torch.zeros(1)}, "is a LoRA: name it in the prompt")
-    refused(load_file(sd / "vae/diffusion_pytorch_model.safetensors"), "is an autoencoder alone: give a whole model")
+    refused(load_file(sd / "vae/diffusion_pytorch_model.safetensors"), "is an autoencoder alone: give a whole model, and this with --vae")
     refused(load_file(sd / "unet/diffusion_pytorch_model.safetensors"), "is one network under diffusers' names")
     refused({"emb_params": torch.zeros(1)}, "is a textual inversion")
     refused({"something": torch.zeros(1)}, "is of an unknown layout .it holds 'something'.: known are")
