@@ -10,7 +10,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test crash ray lint format docs fuzz security screenshots clean
+.PHONY: help install demo ui test crash ray lint format docs fuzz load security screenshots clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,9 @@ docs: $(VENV)/.installed  ## write again the pages and pictures of docs/ that ar
 
 fuzz: $(VENV)/.installed  ## 10,000 damaged pictures through the decoder
 	$(BIN)/python benchmarks/fuzz.py
+
+load: $(VENV)/.installed  ## twenty programs ask the running page for five pictures each, three times over
+	$(BIN)/python -m tests.web.load
 
 security: $(VENV)/.installed  ## what was done to other such pages, tried on this one
 	$(BIN)/python -m tests.web.attacks

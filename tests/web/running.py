@@ -17,12 +17,18 @@ EMBEDDED = ROOT / "models" / "toyland"
 
 @dataclass(frozen=True)
 class Site:
-    """A running `limn ui`: its address, the folder of its pictures, everything it has printed."""
+    """A running `limn ui`: its address, the folder of its pictures, everything it has printed, its process."""
 
     url: str
     port: int
     out: Path
     log: list[str]
+    process: int
+
+    def memory_mb(self) -> float:
+        """What the process holds in memory now (Linux)."""
+        lines = Path(f"/proc/{self.process}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 @contextlib.contextmanager
@@ -44,7 +50,7 @@ def serving(out: Path, model: str | None = None) -> Iterator[Site]:
                 log.append(line)
             rest = threading.Thread(target=log.extend, args=(process.stdout,), daemon=True)
             rest.start()
-            yield Site(f"http://127.0.0.1:{port}", port, out, log)
+            yield Site(f"http://127.0.0.1:{port}", port, out, log, process.pid)
             process.send_signal(signal.SIGTERM)
             process.wait(60)
             rest.join(10)
