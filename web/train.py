@@ -40,10 +40,11 @@ SPELLED: dict[str, dict[str, Any]] = {  # labels that their section does not mak
 }
 CURVES = {
     "loss": ("Loss", "loss", {"smoothed": "loss_smooth"}),
-    "gap": ("Paired gap: what the condition is worth", "gap", {"own_condition": "gap", "against_another's": "gap_shuffled"}),
+    "gap": ("Paired gap: own condition against none (teal), against another's (amber)", "gap", {"own": "gap", "other": "gap_shuffled"}),
     "fidelity": ("Fidelity of held-out pairs", "fidelity", {"fidelity": "fidelity"}),
     "rate": ("Learning rate", "rate", {"rate": "lr"}),
 }
+GAPS = {"own": "#14b8a6", "other": "#f59e0b"}
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -242,6 +243,8 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
         for row in (("train.steps", "train.batch_size", "train.learning_rate"), ("train.precision", "data.width", "data.height")):
             with gr.Row():
                 fields |= {key: _field(key, values, min_width=90) for key in row}
+    parts["start"] = gr.Button("Start training", variant="primary", elem_id="start-training")
+    parts["said"] = gr.HTML(elem_id="train-said")
     for section, head in HEADS.items():
         rest = [key for key in train_settings.kinds()[section] if key not in train_settings.MAIN]
         with gr.Accordion(head, open=False, elem_id=f"train-{section or 'network'}"), gr.Group():
@@ -250,8 +253,6 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
                     fields |= {one: _field(one, values, min_width=200) for one in (key, other) if one}
     with gr.Accordion("Further settings", open=False, elem_id="train-more"):
         fields["more"] = gr.Textbox(values["more"], label="Settings", info=MORE, lines=3, elem_id="more-settings")
-    parts["start"] = gr.Button("Start training", variant="primary", elem_id="start-training")
-    parts["said"] = gr.HTML(elem_id="train-said")
     return fields, preset
 
 
@@ -268,10 +269,9 @@ def _watching(parts: dict[str, Any]) -> None:
             label="Held-out pairs", show_label=False, interactive=False, buttons=["fullscreen"], visible=False, elem_id="train-grid"
         )
         for key, (title, y, series) in CURVES.items():
-            several: dict[str, Any] = {"color": "curve", "color_title": "", "height": 260} if len(series) > 1 else {"height": 200}
-            parts[key] = gr.LinePlot(
-                x="step", y=y, x_title="Step", y_title=y.capitalize(), label=title, visible=False, elem_id=f"curve-{key}", **several
-            )
+            several: dict[str, Any] = {} if len(series) == 1 else {"color": "curve", "colors_in_legend": [], "color_map": GAPS}
+            titles = {"x_title": "Step", "y_title": y.capitalize(), "x_axis_format": "~g", "label": title}
+            parts[key] = gr.LinePlot(x="step", y=y, height=200, visible=False, elem_id=f"curve-{key}", **titles, **several)
         with gr.Accordion("What it says", open=False):
             parts["log"] = gr.Textbox(label="Output", show_label=False, lines=8, max_lines=8, interactive=False, elem_id="train-log")
     parts["sheet"] = gr.Image(

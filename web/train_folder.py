@@ -161,5 +161,5 @@ def _problem(said: str) -> str | None:
         return None
     if lines[-1].startswith("limn: "):
         return lines[-1].removeprefix("limn: ")
-    unforeseen = "Traceback (most recent call last):" in lines and re.match(r"[A-Za-z_.]+(Error|Exception|Interrupt)\b", lines[-1])
+    unforeseen = "Traceback (most recent call last):" in lines and re.match(r"[A-Za-z_.]+(Error|Exception)\b", lines[-1])
     return lines[-1] if unforeseen else None
