@@ -260,6 +260,33 @@ def flux(folder: Path, prefix: str = "model.diffusion_model.") -> State:
     return found
 
 
+def xlabs(folder: Path) -> State:
+    """A FluxControlNetModel that reads pixels, as XLabs names it: the transformer's part as FLUX's, the rest its own."""
+    tensors = state(folder)
+    last = 1 + max(int(match[1]) for name in tensors if (match := re.match(r"input_hint_block\.blocks\.(\d+)", name)))
+    found = flux(folder, "")
+    for name, tensor in tensors.items():
+        if name.startswith(("input_hint_block.", "controlnet_")):
+            new = re.sub(r"input_hint_block\.blocks\.(\d+)", lambda match: f"input_hint_block.{2 * int(match[1]) + 2}", name)
+            new = new.replace("hint_block.conv_in", "hint_block.0").replace("hint_block.conv_out", f"hint_block.{2 * last + 2}")
+            found[new.replace("controlnet_x_embedder", "pos_embed_input")] = tensor
+    return found
+
+
+def eight_bits(tensors: State, ending: str = "scale_weight") -> State:
+    """Matrices in 8-bit floats with a scale beside each, as ComfyUI saves them."""
+    found: State = {"scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)} if ending == "scale_weight" else {}
+    for name, tensor in tensors.items():
+        if not name.endswith(".weight") or tensor.ndim != 2:
+            found[name] = tensor
+            continue
+        scale = tensor.abs().max() / 448  # the largest that e4m3 holds
+        found[name] = (tensor / scale).to(torch.float8_e4m3fn)
+        found[f"{name.removesuffix('weight')}{ending}"] = scale.reshape(()).float()
+        found[f"{name.removesuffix('weight')}{'scale_input' if ending == 'scale_weight' else 'input_scale'}"] = torch.ones(())
+    return found
+
+
 def adapter(folder: Path) -> State:
     """A full T2I-Adapter as TencentARC numbers its blocks."""
     per_block = json.loads((folder / "config.json").read_text())["num_res_blocks"]

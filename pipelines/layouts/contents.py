@@ -8,7 +8,7 @@ from pipelines.layouts.autoencoder import PREFIXES, SCALES, autoencoder
 from pipelines.layouts.header import Header
 from pipelines.layouts.part import Part
 from pipelines.layouts.text import clip, open_clip, t5
-from pipelines.layouts.transformers import flux, flux_controlnet, sd3, sd3_controlnet
+from pipelines.layouts.transformers import flux, flux_controlnet, sd3, sd3_controlnet, xlabs_controlnet
 from pipelines.layouts.unet import CONTROL, SIZES, SIZES_OF_REFINER, UNET, controlnet, diffusers_controlnet, unet
 
 REFINER = "conditioner.embedders.0.model."  # SDXL's refiner has the second text encoder in the first one's place
@@ -83,6 +83,8 @@ def control_in(header: Header) -> Part:
     Raises:
         BadModel: it is neither, nor a model.
     """
+    if header.has("double_blocks.") and header.has("controlnet_blocks."):
+        return xlabs_controlnet(header)
     if header.has(CONTROL) or header.has("input_hint_block.0.weight"):
         return controlnet(header, CONTROL if header.has(CONTROL) else "")
     if header.has("controlnet_cond_embedding."):

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.layouts.scaled import Scales
 from pipelines.loading import check_safetensors
 
 Shape = tuple[int, ...]
@@ -19,12 +20,13 @@ _MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """shapes: of every tensor by name; dtypes: as safetensors writes them ("F16"); metadata: what else the file says."""
+    """shapes: of every tensor by name; dtypes: as safetensors writes them ("F16"); metadata: what else is said; scales: of 8-bit weights."""
 
     path: Path
     shapes: Mapping[str, Shape]
     dtypes: Mapping[str, str]
     metadata: Mapping[str, str]
+    scales: Scales = Scales.NONE
 
     @classmethod
     def read(cls, path: Path) -> "Header":
@@ -46,7 +48,9 @@ class Header:
             raise BadModel(
                 f"weights {str(path)!r} are damaged: tensor {odd[:60]!r} has {len(shapes[odd])} dimensions; fetch the file again"
             )
-        return cls(path, shapes, {name: str(entry["dtype"]) for name, entry in values.items()}, metadata)
+        dtypes = {name: str(entry["dtype"]) for name, entry in values.items()}
+        scales = Scales.find(path, dtypes)
+        return cls(path, {name: shape for name, shape in shapes.items() if name not in scales.aside}, dtypes, metadata, scales)
 
     @cached_property
     def parameters(self) -> int:
@@ -66,7 +70,7 @@ class Header:
         from safetensors import safe_open
 
         with safe_open(self.path, "pt") as opened:
-            return {new: opened.get_tensor(name) for new, name in names.items()}
+            return {new: self.scales.apply(name, opened.get_tensor(name), opened) for new, name in names.items()}
 
 
 def count(names: Mapping[str, Any], pattern: str) -> int:

@@ -51,6 +51,8 @@ _OUTSIDE: Mapping[str, str] = {
     "final_layer.adaLN_modulation.1": "norm_out.linear",
 }
 
+_FLUX_INPUTS = ("time_in.", "vector_in.", "guidance_in.", "txt_in.", "img_in.")
+
 
 def sd3(header: Header, prefix: str) -> Part:
     """SD3's transformer."""
@@ -147,7 +149,7 @@ def flux_controlnet(header: Header) -> Part:
     head = shapes["transformer_blocks.0.attn.norm_q.weight"][0]
     hint = "input_hint_block."
     config = {
-        "patch_size": 1,
+        "patch_size": 2 if f"{hint}conv_out.weight" in shapes else 1,
         "in_channels": shapes["x_embedder.weight"][1],
         "num_layers": count(shapes, "transformer_blocks.*."),
         "num_single_layers": count(shapes, "single_transformer_blocks.*."),
@@ -161,6 +163,37 @@ def flux_controlnet(header: Header) -> Part:
         "conditioning_embedding_channels": shapes.get(f"{hint}conv_out.weight", (None,))[0],
     }
     return Part("FluxControlNetModel", config, lambda: header.tensors({name: name for name in shapes}))
+
+
+def xlabs_controlnet(header: Header) -> Part:
+    """A ControlNet of FLUX under FLUX's original names, as XLabs publishes them: it reads the map's pixels through convolutions.
+
+    Source: XLabs-AI/x-flux, src/flux/controlnet.py.
+    """
+    shapes = header.shapes
+    inside = {name: name for name in shapes if name.startswith(("double_blocks.", "single_blocks.", *_FLUX_INPUTS))}
+    width, head = shapes["img_in.weight"][0], shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
+    convolutions = count(shapes, "input_hint_block.*.")
+    names = {f"input_hint_block.{2 * i}": f"input_hint_block.blocks.{i - 1}" for i in range(1, convolutions - 1)}
+    names |= {"input_hint_block.0": "input_hint_block.conv_in", f"input_hint_block.{2 * convolutions - 2}": "input_hint_block.conv_out"}
+    names |= {"pos_embed_input": "controlnet_x_embedder"}
+    outside = {
+        f"{names.get(layer, layer)}.{end}": f"{layer}.{end}" for layer, _, end in (name.rpartition(".") for name in shapes.keys() - inside)
+    }
+    config = {
+        "patch_size": 2,
+        "in_channels": shapes["img_in.weight"][1],
+        "num_layers": count(shapes, "double_blocks.*."),
+        "num_single_layers": count(shapes, "single_blocks.*."),
+        "attention_head_dim": head,
+        "num_attention_heads": width // head,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        "axes_dims_rope": _axes(head),
+        "conditioning_embedding_channels": shapes[f"input_hint_block.{2 * convolutions - 2}.weight"][0],
+    }
+    return Part("FluxControlNetModel", config, lambda: _from_flux(header.tensors(inside)) | header.tensors(outside))
 
 
 def _axes(head: int) -> list[int]:
