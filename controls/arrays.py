@@ -28,9 +28,9 @@ def brightest(image_HWC: Image) -> NDArray[np.uint8]:
     return top
 
 
-def darkest(image_HWC: Image) -> NDArray[np.uint8]:
-    """Every pixel's smallest channel, (H, W)."""
-    low: NDArray[np.uint8] = np.minimum(np.minimum(image_HWC[..., 0], image_HWC[..., 1]), image_HWC[..., 2])
+def darkest(image_HWC: NDArray[Any]) -> NDArray[Any]:
+    """Every pixel's smallest channel, (H, W), of any numbers."""
+    low: NDArray[Any] = np.minimum(np.minimum(image_HWC[..., 0], image_HWC[..., 1]), image_HWC[..., 2])
     return low
 
 

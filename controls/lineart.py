@@ -26,8 +26,8 @@ class Params(Frozen):
 
 def extract(image_HWC: Image, params: Params) -> Image:
     """Line art of a picture: RGB uint8 HWC → grey lines on black in all three channels, same size."""
-    difference_HWC = blurred(image_HWC, params.sigma).astype(np.int16) - image_HWC
-    depth_HW = darkest(difference_HWC.clip(0, 255).astype(np.uint8))
+    light_HWC = image_HWC.astype(np.float32)
+    depth_HW = np.maximum(darkest(blurred(light_HWC, params.sigma) - light_HWC), 0)
     lines = depth_HW[depth_HW > params.threshold]
     median = max(LEAST_MEDIAN, float(np.median(lines))) if lines.size else LEAST_MEDIAN
     return as_map(np.floor(depth_HW * np.float32(MIDDLE / median)))

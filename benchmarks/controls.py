@@ -1,9 +1,10 @@
 """How long every extractor and every comparison takes on one core, and controlnet_aux's classic extractors beside ours.
 
-    python benchmarks/extraction.py [--repeats 9] [--json FILE]
+    python benchmarks/controls.py [--repeats 9] [--json FILE]
 
 Times are the thread's own processor time, the median of the repeats, so that other work on the machine does not count. controlnet_aux has
-canny and content shuffle without weights; they are run on the same array if the package is installed (it needs torchvision).
+canny, standard line art and content shuffle without weights; they are run on the same array if the package can be imported (it needs
+torchvision and timm), and their maps held against ours.
 """
 
 import argparse
@@ -17,6 +18,8 @@ from typing import Any
 
 import cv2
 import numpy as np
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, where a module is called as our package is
 
 import controls
 from core.control import Control, Image
@@ -69,19 +72,33 @@ def row(control: Control, params: Frozen, picture_HWC: Image, repeats: int) -> d
     return found
 
 
-def beside_controlnet_aux(picture_HWC: Image, repeats: int) -> dict[str, float]:
-    """Their milliseconds for the classic extractors they have, on the same array; empty if they are not installed."""
+def beside_controlnet_aux(picture_HWC: Image, repeats: int) -> dict[str, dict[str, float]]:
+    """Of the classic extractors that they have: their milliseconds and ours on the same array, and the share of pixels within a grey level.
+
+    Empty if they cannot be imported. Their flow for shuffling is drawn anew at every call, so its map is not held against ours.
+    """
     try:
-        from controlnet_aux import CannyDetector, ContentShuffleDetector
-    except ImportError as error:
-        print(f"controlnet_aux cannot be imported ({error}): only our own times", file=sys.stderr)
+        from controlnet_aux import CannyDetector, ContentShuffleDetector, LineartStandardDetector
+    except (ImportError, RuntimeError) as error:  # RuntimeError: a torchvision that was built for another torch
+        print(f"controlnet_aux cannot be imported ({' '.join(str(error).split())[:80]}): only our own times", file=sys.stderr)
         return {}
-    canny, shuffle = CannyDetector(), ContentShuffleDetector()
-    size = {"detect_resolution": 512, "image_resolution": 512, "output_type": "np"}
-    return {
-        "canny": milliseconds(lambda: canny(picture_HWC, 100, 200, **size), repeats),
-        "shuffle": milliseconds(lambda: shuffle(picture_HWC, **size), repeats),
+    side = min(picture_HWC.shape[:2])
+    size = {"detect_resolution": side, "image_resolution": side, "output_type": "np"}
+    canny, lineart, shuffle = CannyDetector(), LineartStandardDetector(), ContentShuffleDetector()
+    theirs: dict[str, Callable[[], Any]] = {
+        "canny": lambda: canny(picture_HWC, 100, 200, **size),
+        "lineart": lambda: lineart(picture_HWC, detect_resolution=side, output_type="np"),
+        "shuffle": lambda: shuffle(picture_HWC, **size),
     }
+    found = {}
+    for kind, run in theirs.items():
+        control = controls.get(kind)
+        ours = lambda control=control: control.extract(picture_HWC, settings(control))  # noqa: E731
+        found[kind] = {"theirs": milliseconds(run, repeats), "ours": milliseconds(ours, repeats)}
+        if kind != "shuffle":
+            apart = np.abs(ours().astype(int) - np.asarray(run())[..., :3])
+            found[kind]["equal"] = float((apart <= 1).mean())
+    return found
 
 
 def main() -> None:
@@ -92,10 +109,12 @@ def main() -> None:
     cv2.setNumThreads(1)
     picture_HWC = decode(SCENE)
     rows, theirs = measure(picture_HWC, args.repeats), beside_controlnet_aux(picture_HWC, args.repeats)
-    print(f"{'kind':14}{'512²':>9}{'1024²':>9}{'compare':>9}   controlnet_aux at 512²  (ms)")
+    print(f"{'kind':14}{'512²':>9}{'1024²':>9}{'compare':>9}   (ms of one core)")
     for kind, *times in ((found["kind"], found["extract 512"], found["extract 1024"], found["compare 512"]) for found in rows):
-        other = f"{theirs[kind]:9.1f}" if kind in theirs else ""
-        print(f"{kind:14}" + "".join(f"{time_ms:9.1f}" for time_ms in times) + f"   {other}")
+        print(f"{kind:14}" + "".join(f"{time_ms:9.1f}" for time_ms in times))
+    for kind, other in theirs.items():
+        equal = f", {other['equal']:.2%} of the pixels alike" if "equal" in other else ""
+        print(f"{kind} by controlnet_aux at 512²: {other['theirs']:.1f} ms, ours {other['ours']:.1f} ms{equal}")
     slow = [found["kind"] for found in rows if not (found["within 512"] and found["within 1024"])]
     print(f"over the limit: {', '.join(slow) or 'none'}")
     if args.json:
