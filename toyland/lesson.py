@@ -91,7 +91,7 @@ def judge(settings: Settings, renderer: Renderer | None = None, on_progress: Cal
             if number < SHOWN:
                 value = measured["value"]
                 lesson.strips.append([outline_HWC, pictures["floor"], pictures["value"], true_HWC])
-                lesson.captions.append(f"{circle.caption}: IoU {value.iou:.2f}, ΔE {value.colour_error:.0f}")
+                lesson.captions.append(f"{circle.caption}: IoU {value.iou:.2f}, colour error {value.colour_error:.0f}")
             if on_progress:
                 on_progress(number + 1)
     return lesson

@@ -31,7 +31,7 @@ from training.task import Run
 
 SHARES = (0.125, 0.375, 0.625, 0.875)  # of the times that the gap is measured at: the middles of four bins
 CERTAIN = 3.0  # standard errors above 0
-JUMP = 3.0  # times the median of what was measured before
+JUMP = 2.5  # times the median of what was measured before
 BATCH = 8
 FILE = "monitor.jsonl"
 
