@@ -15,9 +15,12 @@ from core.request import Frozen
 
 
 class Params(Frozen):
-    """How much detail goes."""
+    """How much detail goes, and whether the drawn picture keeps the colours."""
 
     shrink: float = Field(1.0, ge=1.0, le=8.0, description="factor by which the picture is made smaller, and enlarged again")
+    fix_colours: float = Field(
+        0.0, ge=0.0, le=64.0, description="the drawn picture takes its blur of so many pixels from the map, 8 for colours; 0: it does not"
+    )
 
 
 def extract(image_HWC: Image, params: Params) -> Image:
@@ -38,6 +41,11 @@ def fix_colours(picture_HWC: Image, source_HWC: Image, sigma_px: float = 8.0) ->
     return fixed
 
 
+def finish(picture_HWC: Image, map_HWC: Image, params: Params) -> Image:
+    """The drawn picture with the map's colours, where that is asked for."""
+    return fix_colours(picture_HWC, map_HWC, params.fix_colours) if params.fix_colours else picture_HWC
+
+
 compare = by_extraction(Params, extract, compare_maps)
 
 CONTROL = Control(
@@ -51,4 +59,5 @@ CONTROL = Control(
         "sdxl": Weights("xinsir/controlnet-tile-sdxl-1.0"),
         "sd3": Weights("InstantX/SD3-Controlnet-Tile"),
     },
+    finish=finish,
 )

@@ -77,6 +77,7 @@ class Control:
     "lines" for white one-pixel lines on black, which must outlive shrinking. `looks_finished` tells such a map from a picture, where
     that is possible; `mistake` says what is wrong with a map that is said to be finished, and the remedy, in a sentence without its
     subject ("looks like …"), or None. `own_file` knows the kind's own file format by a file's first 64 bytes, `read_file` reads it.
+    `finish` makes the drawn picture keep what the control promises of its pixels: (picture, map, settings) → picture.
     Source of the contract: docs/architecture.md.
     """
 
@@ -92,6 +93,7 @@ class Control:
     mistake: Callable[[Image], str | None] | None = None
     own_file: Callable[[bytes], bool] | None = None
     read_file: ReadFile | None = None
+    finish: Callable[[Image, Image, Any], Image] | None = None
 
     @property
     def summary(self) -> str:

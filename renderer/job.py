@@ -5,11 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import PIL.Image
 
 from controls.prepare import Prepared, settled
+from core.control import Image
 from core.errors import Cancelled
 from core.provenance import ControlRecord, Fidelity, Record, WeightFile
+from core.request import ControlUnit
 from renderer.picture import OnStep, Picture, Step
 from renderer.sources import digest_of, kind_of
 
@@ -74,10 +77,11 @@ class Job:
     def finished(self, index: int, drawn: "Drawn", *, row: int = 0, rows: int = 1) -> Picture:
         """The picture with this number, scored and recorded. row: of the `rows` of a batch of several requests."""
         request, words, place_ = self.passes.request, self.words[index], self.passes.family.place
+        image_HWC = _kept(drawn.image_HWC, request.controls, self.maps)
         scores, records = [], []
         for unit, prepared in zip(request.controls, self.maps, strict=True):
             control, params = kind_of(unit)
-            score = control.compare(prepared.map_HWC, drawn.image_HWC, settled(control, params, request.model))
+            score = control.compare(prepared.map_HWC, image_HWC, settled(control, params, request.model))
             scores.append(score)
             records.append(
                 ControlRecord(
@@ -106,7 +110,21 @@ class Job:
             notes=(*dict.fromkeys(warning for prepared in self.maps for warning in prepared.warnings), *drawn.notes),
         )
         maps = tuple(prepared.map_HWC for prepared in self.maps)
-        return Picture(PIL.Image.fromarray(drawn.image_HWC), tuple(scores), maps, record)
+        return Picture(PIL.Image.fromarray(image_HWC), tuple(scores), maps, record)
+
+
+def _kept(image_HWC: Image, units: Sequence[ControlUnit], maps: Sequence[Prepared]) -> Image:
+    """The drawn picture with what its controls promise of the finished pixels, each within its region."""
+    for unit, prepared in zip(units, maps, strict=True):
+        control, params = kind_of(unit)
+        if control.finish is None or unit.weight == 0:
+            continue
+        finished_HWC = control.finish(image_HWC, prepared.map_HWC, params)
+        if prepared.mask_HW is not None:
+            share_HW1 = prepared.mask_HW[..., None] / np.float32(255)
+            finished_HWC = np.rint(image_HWC + share_HW1 * (finished_HWC.astype(np.float32) - image_HWC)).astype(np.uint8)
+        image_HWC = finished_HWC
+    return image_HWC
 
 
 def together(pixels: int, device: str) -> int:
