@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.edm import Edm
 from pipelines.flow import flow_range, is_flow
 
 Scalar: TypeAlias = float | Tensor
@@ -227,11 +228,14 @@ def spread(value: Scalar, like: Tensor) -> Scalar:
 
 
 def alphas_cumprod(config: Mapping[str, Any]) -> Tensor:
-    """ᾱ at every training timestep (T,), float32 as diffusers computes it, from a scheduler's config.
+    """ᾱ at every training timestep (T,), float32 as diffusers computes it, from a scheduler's config; of an EDM model, of its levels.
 
     Raises:
         BadModel: the beta schedule is not one that published checkpoints use.
     """
+    continuous = Edm.of(config)
+    if continuous is not None:
+        return continuous.alphas_cumprod()
     length = int(config.get("num_train_timesteps", 1000))
     start, end = float(config.get("beta_start", 0.0001)), float(config.get("beta_end", 0.02))
     schedule = str(config.get("beta_schedule", "linear"))

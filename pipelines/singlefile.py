@@ -170,7 +170,10 @@ class SingleFile:
     def _read_parts(self) -> dict[str, Part]:
         header, family = self.header, self.family
         found = {"": control_in(header)} if not family else {name: read() for name, read in parts_in(header, family).items()}
-        return {name: replace(part, config={**part.config, **self._size(name), **self._said(name)}) for name, part in found.items()}
+        return {
+            name: replace(part, config={**part.config, **self._size(name), **self._statistics(name), **self._said(name)})
+            for name, part in found.items()
+        }
 
     def _size(self, part: str) -> dict[str, Any]:
         """The size that a denoising network was made for: what the metadata say, else the published one."""
@@ -180,6 +183,9 @@ class SingleFile:
         if side.isdigit() and other.isdigit() and 64 <= int(side) <= 4096:
             return {"sample_size": int(side) // 8}
         return {"sample_size": 64 if self.family == "sd" else 128}
+
+    def _statistics(self, part: str) -> dict[str, Any]:
+        return self._edm[1] if part == "vae" and self._edm is not None else {}
 
     def _said(self, part: str) -> dict[str, Any]:
         values = json.loads(self.header.metadata.get(f"limn.{part or 'control'}", "{}"))
@@ -193,6 +199,8 @@ class SingleFile:
             flow: dict[str, Any] = {"_class_name": "FlowMatchEulerDiscreteScheduler", "num_train_timesteps": 1000, "shift": 1.0}
             dynamic = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0}
             return flow | (dynamic if self.parts["transformer"].config["guidance_embeds"] else {})
+        if self._edm is not None:
+            return self._edm[0]
         table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "num_train_timesteps": 1000}
         kind = "EulerDiscreteScheduler" if self.family == "sdxl" else "DDIMScheduler"
         zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if prediction.zero_terminal(self.header) else {}
@@ -200,6 +208,10 @@ class SingleFile:
             "_class_name": kind, **table, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1,
             "timestep_spacing": "leading", "prediction_type": self._prediction, **zero,
         }  # fmt: skip
+
+    @cached_property
+    def _edm(self) -> tuple[dict[str, Any], dict[str, Any]] | None:
+        return prediction.edm(self.header) if self.family == "sdxl" else None
 
     @cached_property
     def _prediction(self) -> str:

@@ -18,17 +18,19 @@ from core.errors import Mismatch
 from pipelines import vae
 from pipelines.checkpoint import Checkpoint
 from pipelines.controlnet import LoadedControlNet, LoadedUnion, SteeredControlNet, added_conditions
+from pipelines.edm import Edm
 from pipelines.family import Family, Hint, Place, Residuals, Text
 from pipelines.images import picture_to_tensor
 from pipelines.inversion import Inversions
 from pipelines.kinds import wrong_kind
-from pipelines.parameterisation import Path, parameterisation
+from pipelines.parameterisation import Parameterisation, Path, parameterisation
 from pipelines.t2i_adapter import LoadedAdapter, SteeredAdapter, check_adapter
 
 # A ControlNet is a copy of the base's encoder; where these differ its residuals have no place to go.
 _SHARED = ("block_out_channels", "layers_per_block", "down_block_types")
 # Published at this size and beyond; smaller models are somebody's own, and their settings are too.
 _PUBLISHED_PX = 512
+_PUBLISHED_EDM = {"guidance_scale": 3.0}
 _PUBLISHED = {"steps": 25, "guidance_scale": 7.0, "sampler": "dpmpp_2m", "schedule": "karras"}
 
 
@@ -43,7 +45,10 @@ class UNetFamily(Family):
         self.parts = dict(parts)
         self.unet, self.vae = parts["unet"], parts["vae"]
         self.path = Path.from_scheduler_config(scheduler)
-        self.parameterisation = parameterisation(str(scheduler.get("prediction_type", "epsilon")))
+        self.edm = Edm.of(scheduler)
+        self.parameterisation = Parameterisation("v") if self.edm else parameterisation(str(scheduler.get("prediction_type", "epsilon")))
+        if self.edm is not None and self.edm.data != 1.0:  # its latents are wider or narrower than the path's
+            self.vae.register_to_config(scaling_factor=float(self.vae.config.scaling_factor) / self.edm.data)
         self.steps_offset = int(scheduler.get("steps_offset", 0))
         self.end_on_first = not scheduler.get("set_alpha_to_one", True)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
@@ -59,7 +64,8 @@ class UNetFamily(Family):
     def defaults(self) -> Mapping[str, Any]:
         """The size that the UNet was made for, and for published models what people draw with."""
         side = int(self.unet.config.sample_size or 0) * self.cell_px
-        return ({"width": side, "height": side} if side else {}) | (_PUBLISHED if side >= _PUBLISHED_PX else {})
+        published = _PUBLISHED | (_PUBLISHED_EDM if self.edm else {}) if side >= _PUBLISHED_PX else {}
+        return ({"width": side, "height": side} if side else {}) | published
 
     @property
     def inpaints(self) -> bool:
@@ -108,6 +114,11 @@ class UNetFamily(Family):
 
     def _check_controlnet(self, checkpoint: Checkpoint) -> None:
         where, base, config = str(checkpoint.path), str(self.checkpoint.path), checkpoint.config("")
+        if self.edm is not None:
+            raise Mismatch(
+                f"ControlNet {where!r} is told timesteps, the base model {base!r} is of the EDM kind and told noise levels: "
+                "use a T2I-Adapter, or a base of noise or velocity prediction"
+            )
         width, own = config.get("cross_attention_dim", 1280), self.unet.config
         if width != own.cross_attention_dim or config.get("addition_embed_type") != own.addition_embed_type:
             told = config.get("addition_embed_type") is not None
@@ -159,7 +170,7 @@ class UNetFamily(Family):
         rows = [x_BCHW, *(one.to(x_BCHW.dtype).expand(x_BCHW.shape[0], -1, -1, -1) for one in told)]
         out: Tensor = self.unet(
             torch.cat(rows, dim=1).to(self.place.dtype) if told else x_BCHW.to(self.place.dtype),
-            t,
+            t if self.edm is None else self.edm.told(t),
             encoder_hidden_states=text.tokens_BLD,
             added_cond_kwargs=added_conditions(text),
             down_block_additional_residuals=skips[:-1] if skips else None,
@@ -167,7 +178,7 @@ class UNetFamily(Family):
             down_intrablock_additional_residuals=list(features) if features else None,
             return_dict=False,
         )[0]
-        return out.to(x_BCHW.dtype)
+        return out.to(x_BCHW.dtype) if self.edm is None else self.edm.sign * out.to(x_BCHW.dtype)
 
     def _nothing_given(self, x_BCHW: Tensor) -> Sequence[Tensor]:
         """What an inpainting UNet is told where there is no picture: everything is hidden."""

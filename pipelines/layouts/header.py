@@ -20,7 +20,7 @@ _MAX_DIMENSIONS = 8
 
 @dataclass(frozen=True, eq=False)
 class Header:
-    """shapes: of every tensor by name; dtypes: as safetensors writes them ("F16"); metadata: what else is said; scales: of 8-bit weights."""
+    """shapes: of every tensor by name; dtypes: as safetensors writes them ("F16"); metadata: what else is said; scales: of 8 bits."""
 
     path: Path
     shapes: Mapping[str, Shape]

@@ -21,12 +21,8 @@ def stated(header: Header) -> str | None:
     """ "epsilon" or "v_prediction" where the file or the .yaml beside it says which; else None.
 
     Raises:
-        BadModel: it is neither (EDM), or the .yaml cannot be read.
+        BadModel: the .yaml cannot be read.
     """
-    if header.has("edm_") or "edm_vpred.sigma_max" in header.shapes:
-        raise BadModel(
-            f"model {str(header.path)!r} is of the EDM kind (edm_… tensors), which is not supported: use one of noise or velocity"
-        )
     said = header.metadata.get("modelspec.prediction_type", "").lower()
     if "v_pred" in header.shapes or said in _VELOCITY:
         return "v_prediction"
@@ -34,6 +30,24 @@ def stated(header: Header) -> str | None:
         return "epsilon"
     beside = header.path.with_suffix(".yaml")
     return _from_yaml(beside) if beside.is_file() else None
+
+
+def edm(header: Header) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The scheduler's configuration and the autoencoder's statistics of a model of the EDM kind, by the tensors that mark it; else None.
+
+    Source: playgroundai/playground-v2.5-1024px-aesthetic and stabilityai/cosxl, as their files are.
+    """
+    if {"edm_mean", "edm_std"} <= header.shapes.keys():
+        found = header.tensors({"latents_mean": "edm_mean", "latents_std": "edm_std"})
+        statistics = {name: [float(value) for value in tensor.flatten()] for name, tensor in found.items()}
+        scheduler = {"_class_name": "EDMDPMSolverMultistepScheduler", "prediction_type": "epsilon", "sigma_data": 0.5}
+        return scheduler | {"sigma_min": 0.002, "sigma_max": 80.0}, statistics | {"scaling_factor": 0.5}
+    if "edm_vpred.sigma_max" not in header.shapes:
+        return None
+    ends = {name: f"edm_vpred.{name}" for name in ("sigma_min", "sigma_max") if f"edm_vpred.{name}" in header.shapes}
+    told = {name: float(tensor.flatten()[0]) for name, tensor in header.tensors(ends).items()}
+    scheduler = {"_class_name": "EDMEulerScheduler", "prediction_type": "v_prediction", "sigma_data": 1.0}
+    return scheduler | {"sigma_min": 0.002} | told, {}
 
 
 def zero_terminal(header: Header) -> bool:
