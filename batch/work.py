@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from batch.choice import choose
 from batch.extraction import Extraction
 from batch.job import Job
-from batch.journal import fidelity_of, mean
+from batch.journal import fidelity_of
 from batch.store import REJECTED, Store
 from core.errors import Cancelled, LimnError, UserError
 from core.provenance import picture_bytes
@@ -183,18 +184,14 @@ def publish_job(store: Store, job: Job, pictures: list[Picture]) -> dict[str, An
     Raises:
         DiskFull, BadRequest: the store cannot be written to.
     """
-    scores = [mean(fidelity_of(picture.record).values()) for picture in pictures]
-    best = max(range(len(pictures)), key=lambda i: (-1.0 if scores[i] is None else scores[i], -i))
-    kept: float | None = scores[best]
-    passed = kept is None or kept >= job.min_fidelity
+    choice = choose(pictures, job.min_fidelity)
     for i, picture in enumerate(pictures):
-        if i != best or not passed:
+        if i != choice.best or not choice.passed:
             store.publish(f"{REJECTED}/{job.file_name(i)}", _bytes(picture))
-    found = fidelity_of(pictures[best].record)
-    if not passed:
-        error = f"fidelity {kept:.3f} of the best of {len(pictures)} is below {job.min_fidelity:g}: it lies in {REJECTED}/"
-        return {"status": "failed", "fidelity": found, "error": error, "lasting": True}
-    store.publish(job.name, _bytes(pictures[best]))
+    found = fidelity_of(pictures[choice.best].record)
+    if not choice.passed:
+        return {"status": "failed", "fidelity": found, "error": choice.complaint(job.min_fidelity), "lasting": True}
+    store.publish(job.name, _bytes(pictures[choice.best]))
     return {"status": "done", "fidelity": found}
 
 
