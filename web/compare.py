@@ -1,4 +1,4 @@
-"""Compare: Create's request varied along axes, drawn as a grid with fidelity in each cell."""
+"""Compare: Create's request varied along axes, drawn as a grid with fidelity in each cell, and fidelity plotted along axes of numbers."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,12 +10,12 @@ from core.errors import Cancelled, LimnError
 from core.files import publish
 from core.images import encode_png, sha256_pixels
 from core.provenance import Record, read_record
-from web import form, grid, words
+from web import compare_plot, form, grid, words
 from web.handlers import Changes, Handlers
 from web.service import Drawing, Finished
 
 NONE = "nothing"
-WHAT = "Values between commas; seeds and steps also as 1-4. Prompt words: the first is replaced by the others."
+WHAT = "Values between commas; seeds and steps also as 1-4. Prompt words: the first is replaced by the others. A LoRA's weight: name:0.6."
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -55,25 +55,26 @@ class _Compare:
         yield {parts["draw"]: gr.update(interactive=True)}
 
     def _finished(self, done: list[tuple[grid.Cell, Path, Record]], axes: list[grid.Axis]) -> Changes:
-        """The grid as one file, whose record is its first picture's, and the plot of fidelity along the first axis of numbers."""
+        """Grid and plot, and both as one file; its record is its first picture's, and every figure stands in it."""
         sheet_HWC = grid.sheet(done, len(axes[0].values))
-        record = read_record(done[0][1])
-        axis_text = "; ".join(f"{axis.name}: {', '.join(axis.values)}" for axis in axes)
-        path = self.create.service.out / "comparisons" / f"{sha256_pixels(sheet_HWC)[:24]}.png"
-        publish(path, encode_png(sheet_HWC, {"limn": record.canonical_json(), "limn-axes": axis_text}))
-        changes: Changes = {
+        plot_HWC = compare_plot.plot(grid.points(done), [axis.name for axis in axes if grid.is_number(axis)], sheet_HWC.shape[1])
+        whole_HWC = compare_plot.below(sheet_HWC, plot_HWC)
+        texts = {"limn": read_record(done[0][1]).canonical_json(), "limn-comparison": grid.summary(done, axes)}
+        path = self.create.service.out / "comparisons" / f"{sha256_pixels(whole_HWC)[:24]}.png"
+        publish(path, encode_png(whole_HWC, texts))
+        count = f"{len(done)} pictures are compared." if len(done) > 1 else "One picture is drawn; give an axis more values to compare."
+        return {
             self.parts["grid"]: sheet_HWC,
-            self.parts["said"]: words.note(f"{len(done)} pictures are compared."),
+            self.parts["plot"]: gr.update(value=plot_HWC, visible=plot_HWC is not None),
+            self.parts["said"]: words.note(count),
             self.parts["download"]: gr.update(value=str(self.create.parts.download.move_resource_to_block_cache(str(path))), visible=True),
         }
-        axis = next((one for one in axes if grid.is_number(one)), None)
-        rows = [] if axis is None else grid.table(done, axis)
-        if axis is not None and rows:
-            import pandas  # type: ignore[import-untyped]
 
-            frame = pandas.DataFrame(rows, columns=["value", "fidelity", "control"])
-            changes[self.parts["plot"]] = gr.update(value=frame, visible=True, x_title=axis.name)
-        return changes
+
+def weight_and_window() -> list[str]:
+    """The axes that show what a control's weight and window are worth."""
+    pairs = [*grid.WEIGHT_AND_WINDOW, (NONE, "")]
+    return [text for pair in pairs for text in pair]
 
 
 def build(create: Handlers) -> None:
@@ -86,16 +87,17 @@ def build(create: Handlers) -> None:
             label = f"Axis {number + 1}"
             axes.append(gr.Dropdown([NONE, *grid.AXES], value=name, label=label, scale=1, min_width=160, elem_id=f"axis-{number}"))
             axes.append(gr.Textbox(text, label="Values", scale=3, min_width=200, elem_id=f"values-{number}"))
+    both = gr.Button("Weight and window", size="sm", elem_id="weight-and-window")
     with gr.Row():
         parts["draw"] = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
         stop = gr.Button("Cancel", scale=1, min_width=100, elem_id="stop-grid")
     parts["said"] = gr.HTML(elem_id="compare-said")
     parts["grid"] = gr.Image(label="Comparison", interactive=False, format="png", buttons=["fullscreen"], elem_id="grid")
     parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
-    parts["plot"] = gr.ScatterPlot(
-        x="value", y="fidelity", color="control", y_lim=[0, 1], visible=False, height=260, label="Fidelity", elem_id="plot"
-    )
+    shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["fullscreen"], "visible": False}
+    parts["plot"] = gr.Image(label="Fidelity", show_label=False, elem_id="plot", **shown)
     handlers = _Compare(create, parts)
     given = [*axes, *create.parts.inputs.values()]
     parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, **_QUIET)
+    both.click(weight_and_window, None, axes, api_visibility="private", show_progress="hidden")
     stop.click(create.cancel, queue=False, **_QUIET)

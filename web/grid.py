@@ -1,19 +1,21 @@
-"""Comparisons: a request varied along two or three axes, and the pictures as one labelled grid."""
+"""Comparisons: a request varied along one to three axes, the pictures as one labelled grid, and what was measured."""
 
 import itertools
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+import controls
 from core.control import Image
 from core.errors import BadRequest, shortened, unknown_name
 from core.images import decode
 from core.provenance import Record
 from core.request import RenderRequest, build_request
 from core.sheet import contact_sheet
+from web.compare_plot import Point
 
 MOST_CELLS = 100
 
@@ -28,9 +30,15 @@ AXES: dict[str, tuple[str, type]] = {
     "model": ("model", str),
     "lora": ("loras", str),
     "control weight": ("controls.weight", float),
+    "control start": ("controls.start", float),
     "control end": ("controls.end", float),
+    "control mode": ("controls.mode", str),
     "control kind": ("controls.kind", str),
 }
+# What most people ask of a control: how much of it, and for how long.
+WEIGHT_AND_WINDOW = (("control weight", "0, 0.25, 0.5, 0.75, 1, 1.5"), ("control end", "0.25, 0.5, 1"))
+
+Done = Sequence[tuple["Cell", Path, Record]]
 
 
 @dataclass(frozen=True)
@@ -43,10 +51,15 @@ class Axis:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a comparison: its request, and what distinguishes it."""
+    """One picture of a comparison: its request, and its value on every axis by the axis' name."""
 
     request: RenderRequest
-    labels: tuple[str, ...]
+    at: dict[str, str]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What distinguishes it."""
+        return tuple(value if name == "prompt words" else f"{name} {value}" for name, value in self.at.items())
 
 
 def read_axis(name: str, text: str) -> Axis:
@@ -74,7 +87,7 @@ def cells(base: RenderRequest, axes: Sequence[Axis]) -> list[Cell]:
     names = [axis.name for axis in axes]
     if not axes or len(set(names)) < len(names):
         raise BadRequest("a comparison needs at least one axis, and each only once: choose different ones")
-    count = int(np.prod([len(axis.values) for axis in axes]))
+    count = math.prod(len(axis.values) for axis in axes)
     if count > MOST_CELLS:
         raise BadRequest(f"{count} pictures in one comparison: the limit is {MOST_CELLS}; give fewer values")
     found = []
@@ -83,12 +96,11 @@ def cells(base: RenderRequest, axes: Sequence[Axis]) -> list[Cell]:
         given = base.model_dump(exclude_unset=True) | {"count": 1}
         for axis, value in zip(axes, values, strict=True):
             _vary(given, axis, value)
-        labels = tuple(value if axis.name == "prompt words" else f"{axis.name} {value}" for axis, value in zip(axes, values, strict=True))
-        found.append(Cell(build_request(given), labels))
+        found.append(Cell(build_request(given), dict(zip(names, values, strict=True))))
     return found
 
 
-def sheet(done: Sequence[tuple[Cell, Path, Record]], columns: int) -> Image:
+def sheet(done: Done, columns: int) -> Image:
     """The pictures in a grid, with what distinguishes each and its fidelity below: RGB uint8 HWC."""
     captions = []
     for cell, _, record in done:
@@ -101,15 +113,28 @@ def sheet(done: Sequence[tuple[Cell, Path, Record]], columns: int) -> Image:
     return contact_sheet([[decode(path)] for _, path, _ in done], captions, columns=columns, cell_px=192)
 
 
-def table(done: Sequence[tuple[Cell, Path, Record]], axis: Axis) -> list[list[Any]]:
-    """(value on the axis, fidelity, control) of every picture whose value is a number, for a plot."""
-    rows: list[list[Any]] = []
-    for cell, _, record in done:
-        label = next(label for label in cell.labels if label.startswith(f"{axis.name} "))
-        for unit, control in zip(record.request.controls, record.controls, strict=True):
-            if control.fidelity is not None:
-                rows.append([float(label.removeprefix(f"{axis.name} ")), control.fidelity.value, unit.kind])
-    return rows
+def points(done: Done) -> list[Point]:
+    """What was measured of every picture, for a plot."""
+    return [
+        Point(cell.at, unit.kind, control.fidelity.value)
+        for cell, _, record in done
+        for unit, control in zip(record.request.controls, record.controls, strict=True)
+        if control.fidelity is not None
+    ]
+
+
+def summary(done: Done, axes: Sequence[Axis]) -> str:
+    """The comparison as JSON: its axes, and every picture's place on them, file, seed and fidelities."""
+    cells = [
+        {
+            "at": cell.at,
+            "file": path.name,
+            "seed": record.seed,
+            "fidelity": [None if control.fidelity is None else control.fidelity.value for control in record.controls],
+        }
+        for cell, path, record in done
+    ]
+    return json.dumps({"axes": {axis.name: axis.values for axis in axes}, "pictures": cells})
 
 
 def is_number(axis: Axis) -> bool:
@@ -118,16 +143,17 @@ def is_number(axis: Axis) -> bool:
 
 
 def _vary(given: dict[str, Any], axis: Axis, value: str) -> None:
-    """One value put into a request's values."""
+    """One value put into a request's values. Names are checked here: a mistake in the last picture would be noticed late."""
     place, kind = AXES[axis.name]
+    _check_name(place, value)
     try:
         typed = kind(value)
     except (ValueError, OverflowError):
         raise BadRequest(f"{axis.name} {shortened(value)} is not a number") from None
     owner, _, own = place.partition(".")
     if own:
-        if not given.get("controls"):
-            raise BadRequest(f"{axis.name}: there is no control in Create to vary")
+        if not given.get(owner):
+            raise BadRequest(f"{axis.name}: there is no control in Create to vary: give one there first")
         changed: dict[str, Any] = {"params": {}} if own == "kind" else {}
         given[owner] = [dict(unit) | {own: typed} | changed for unit in given[owner]]
     elif place == "prompt":
@@ -136,9 +162,33 @@ def _vary(given: dict[str, Any], axis: Axis, value: str) -> None:
             raise BadRequest(f"prompt words: the first, {shortened(first)}, does not stand in the prompt; the others take its place")
         given["prompt"] = given["prompt"].replace(first, value)
     elif place == "loras":
-        given["loras"] = [] if value == "none" else [{"name": value}]
+        name, _, weight = value.rpartition(":") if _is_float(value.rpartition(":")[2]) else (value, "", "1")
+        given["loras"] = [] if value == "none" else [{"name": name, "weight": float(weight)}]
     else:
         given[place] = typed
+
+
+def _check_name(place: str, value: str) -> None:
+    """Raises BadRequest for a name that is in no registry."""
+    if place == "controls.kind":
+        controls.get(value)
+    if place == "sampler":
+        from pipelines.samplers import SAMPLERS
+
+        if value not in SAMPLERS:
+            raise unknown_name("sampler", value, SAMPLERS)
+    if place == "schedule":
+        from pipelines.schedules import SCHEDULES
+
+        if value not in SCHEDULES:
+            raise unknown_name("schedule", value, SCHEDULES)
+
+
+def _is_float(text: str) -> bool:
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 def _spread(value: str) -> list[str]:
