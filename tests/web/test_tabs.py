@@ -96,26 +96,6 @@ def test_a_pose_is_dragged_and_used(page: Page, tmp_path: Path) -> None:
     expect(page.locator("#pose-said [role=alert]")).to_contain_text("shows nobody")
 
 
-def test_a_comparison_is_drawn_cell_by_cell(page: Page, picture_file: Path, tmp_path: Path) -> None:
-    upload(page, picture_file)
-    expect(page.locator("#map-0 img")).to_be_visible()
-    page.locator("#steps input").fill("1")
-    tab(page, "Compare")
-    page.locator("#values-0 textarea, #values-0 input").first.fill("1-2")
-    page.locator("#values-1 textarea, #values-1 input").first.fill("much")
-    page.locator("#draw-grid").click()
-    expect(page.locator("#compare-said [role=alert]")).to_have_text("Guidance 'much' is not a number.")
-    page.locator("#values-1 textarea, #values-1 input").first.fill("1")
-    page.locator("#draw-grid").click()
-    expect(page.locator("#compare-said")).to_have_text("2 pictures are compared.")
-    expect(page.locator("#plot")).to_be_visible()
-    with page.expect_download() as started:
-        page.locator("#grid-download").click()
-    started.value.save_as(tmp_path / "grid.png")
-    assert read_record(tmp_path / "grid.png").seed == 1
-    assert np.array_equal(shown(page, "#grid"), pixels(tmp_path / "grid.png"))
-
-
 def test_a_batch_of_five_with_one_bad_row(page: Page, site: Site, picture_file: Path, tmp_path: Path) -> None:
     rows = [{"prompt": f"batch cube {seed}", "seed": seed, "steps": 1, "canny": picture_file.name} for seed in range(4)]
     lines = [json.dumps(row) for row in rows]
