@@ -1,15 +1,22 @@
 """`limn train` against a straightforward loop on the same base, pictures, batch and precision: samples a second, interleaved.
 
-    python benchmarks/train.py [--model DIR] [--size 128] [--batch 8] [--steps 10] [--repeats 3] [--script train_controlnet.py]
+    python benchmarks/train.py [--shrink 4] [--size 128] [--batch 4] [--steps 10] [--repeats 3] [--script train_controlnet.py]
+    python benchmarks/train.py --gpu [--workers 8]        # SD 1.5 as it is: --shrink 1 --size 512 --batch 4 --precision bf16
 
 The straightforward loop has the structure of diffusers' examples/controlnet/train_controlnet.py: no workers, pictures decoded, encoded by
-the autoencoder and captions by the text encoder at every step, unfused AdamW. Given a copy of that script, it is run too, as it is, for the
-same number of steps, and its time between its first and last step is what counts. Both sides train the whole ControlNet on the same drawn
-pictures. The cache that Limn builds first is timed, and the epoch from which it has paid for itself is said.
+the autoencoder and captions by the text encoder at every step, unfused AdamW. With --workers it is also run with as many, and fused
+("tuned"). Given a copy of that script, it is run too, as it is, for the same number of steps, and its time between its second and last step
+counts. All sides train the whole ControlNet on the same drawn pictures. The cache that Limn builds first is timed, and the epoch from which
+it has paid for itself is said.
+
+The base is Stable Diffusion 1.5's own configuration with random weights and every width divided by --shrink, so that autoencoder, text
+encoder, UNet and ControlNet cost in proportion what they really do; the shares of the operations are printed. `--model` takes any other.
 """
 
 import argparse
 import json
+import os
+import platform
 import resource
 import statistics
 import subprocess
@@ -20,12 +27,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # our packages, which neighbours of this file are named as
+
 import torch
 from accelerate import PartialState
+from torch.utils.data import DataLoader
 
 from controls import canny
 from core.files import publish
 from core.images import decode, encode_png
+from core.provenance import library_versions
 from pipelines.engine import Engine, resolve
 from pipelines.family import Place
 from pipelines.images import condition_to_tensor, picture_to_tensor
@@ -50,6 +61,64 @@ def dataset(folder: Path, count: int, size: int) -> Path:
     return folder
 
 
+def shrunk_sd15(folder: Path, divisor: int) -> Path:
+    """Stable Diffusion 1.5's configuration with random weights, every width divided. Source: its published config files."""
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    tokenizer = CLIPTokenizer.from_pretrained(resolve("toyland") / "tokenizer", model_max_length=77)
+    text = {"vocab_size": len(tokenizer), "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77}
+    text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    vae = AutoencoderKL(
+        block_out_channels=[width // divisor for width in (128, 256, 512, 512)],
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        layers_per_block=2,
+        norm_num_groups=32 // divisor,
+    )
+    unet = UNet2DConditionModel(
+        block_out_channels=[width // divisor for width in (320, 640, 1280, 1280)],
+        norm_num_groups=32 // divisor,
+        attention_head_dim=8,
+        cross_attention_dim=768 // divisor,
+        sample_size=64,
+    )
+    encoder = CLIPTextModel(CLIPTextConfig(hidden_size=768 // divisor, intermediate_size=3072 // divisor, hidden_act="quick_gelu", **text))
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False)
+    parts = {"vae": vae, "text_encoder": encoder, "tokenizer": tokenizer, "unet": unet, "scheduler": scheduler}
+    missing = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}
+    StableDiffusionPipeline(**parts, **missing).save_pretrained(folder)
+    return folder
+
+
+def shares(task: Any, batch: int, size: int) -> dict[str, float]:
+    """Giga-operations a sample of each part of the straightforward loop's step, counted by torch."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    base, net = task.base, task.steering.new().train()
+    device = base.place.device
+    x, t = torch.randn(batch, *base.latent_shape(size, size), device=device), torch.randint(0, 1000, (batch,), device=device)
+    pixels, hint = (torch.rand(batch, 3, size, size, device=device) for _ in range(2))
+    net.to(device)
+    counted: dict[str, float] = {}
+
+    def count(name: str, work: Callable[[], Any]) -> Any:
+        with FlopCounterMode(display=False) as counter:
+            result = work()
+        counted[name] = counter.get_total_flops() / batch / 1e9
+        return result
+
+    with torch.no_grad():
+        count("autoencoder", lambda: base.vae.encode(pixels))
+        ids = base.tokenizer([""] * batch, padding="max_length", return_tensors="pt").input_ids.to(device)
+        text = count("text encoder", lambda: base.text_encoder(ids)[0])
+    base.unet.requires_grad_(False)
+    down, middle = count("ControlNet", lambda: net(x, t, text, hint, return_dict=False))
+    out = count("UNet", lambda: base.unet(x, t, text, down_block_additional_residuals=down, mid_block_additional_residual=middle).sample)
+    count("backward", lambda: out.square().mean().backward())
+    return counted
+
+
 def limn(config: ControlNetConfig, task: Any) -> float:
     """Samples a second of our loop, without its first two steps."""
     moments: list[float] = []
@@ -59,21 +128,37 @@ def limn(config: ControlNetConfig, task: Any) -> float:
     return settings.batch_size * (len(moments) - 2) / (moments[-1] - moments[1])
 
 
-def straightforward(config: ControlNetConfig, task: Any, base: Any) -> float:
+class Decoded(torch.utils.data.Dataset[dict[str, Any]]):
+    """Pictures, conditions and captions, decoded as they are asked for."""
+
+    def __init__(self, pairs: Any, length: int) -> None:
+        self.pairs, self.length = pairs, length
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        pair = self.pairs[index % len(self.pairs)]
+        condition = condition_to_tensor(decode(pair.conditions[0]))
+        return {"pixels": picture_to_tensor(decode(pair.picture)), "condition": condition, "caption": pair.caption}
+
+
+def straightforward(config: ControlNetConfig, task: Any, base: Any, *, workers: int = 0, fused: bool = False) -> float:
     """Samples a second of the loop that everyone writes first."""
     device, settings = base.place.device, config.train
     net = task.steering.new().to(device).train()
-    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, fused=False, foreach=False)
+    # the public script's default, torch's foreach on an accelerator and one parameter after the other on a CPU
+    optimiser = torch.optim.AdamW(net.parameters(), lr=settings.learning_rate, fused=fused or None)
+    samples = Decoded(task.pairs, settings.steps * settings.batch_size)
+    loader: DataLoader[Any] = DataLoader(samples, settings.batch_size, num_workers=workers, pin_memory=workers > 0)
     path, moments = base.path, []
-    for step in range(settings.steps):
-        pairs = [task.pairs[(step * settings.batch_size + row) % len(task.pairs)] for row in range(settings.batch_size)]
-        pixels = torch.stack([picture_to_tensor(decode(pair.picture)) for pair in pairs]).to(device)
-        conditions = torch.stack([condition_to_tensor(decode(pair.conditions[0])) for pair in pairs]).to(device)
-        ids = base.tokenizer([pair.caption for pair in pairs], padding="max_length", truncation=True, return_tensors="pt").input_ids
+    for batch in loader:
+        pixels, conditions = (batch[name].to(device, non_blocking=True) for name in ("pixels", "condition"))
+        ids = base.tokenizer(batch["caption"], padding="max_length", truncation=True, return_tensors="pt").input_ids
         with torch.no_grad(), _autocast(settings, device):
             x0 = base.vae.encode(pixels).latent_dist.sample() * base.vae.config.scaling_factor
             text = base.text_encoder(ids.to(device))[0]
-        noise, t = torch.randn_like(x0), torch.randint(0, len(path), (len(pairs),), device=device)
+        noise, t = torch.randn_like(x0), torch.randint(0, len(path), (len(pixels),), device=device)
         alpha, sigma = path.alpha_sigma(t)
         with _autocast(settings, device):
             x = alpha.reshape(-1, 1, 1, 1) * x0 + sigma.reshape(-1, 1, 1, 1) * noise
@@ -120,30 +205,46 @@ def _now() -> float:
     return time.process_time() if CPU_TIME else time.perf_counter()
 
 
-def main() -> None:
-    """Prints one table, and writes it as JSON where `--json` says."""
+def arguments() -> argparse.Namespace:
+    """What was typed; --gpu stands for the settings of a real training."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="toyland")
-    parser.add_argument("--size", type=int, default=128)
-    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--model", default="", help="a base of one's own in place of Stable Diffusion 1.5's configuration")
+    parser.add_argument("--shrink", type=int, help="divisor of its widths")
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--pictures", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--hint", type=int, nargs="+", default=[8, 16, 32, 64], help="widths of the hint encoder")
+    parser.add_argument("--precision", choices=("fp32", "bf16"))
+    parser.add_argument("--hint", type=int, nargs="+", help="widths of the hint encoder")
     parser.add_argument("--workers", type=int, default=0)
+    parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 1.5 as it is, at 512 pixels in bf16")
     parser.add_argument("--script", type=Path, help="a copy of diffusers' train_controlnet.py")
     parser.add_argument("--cpu-time", action="store_true", help="count this process's time on the CPU, not the clock's")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="also write the table, the settings and the machine here")
     args = parser.parse_args()
+    if args.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: torch sees no GPU here")
+    args.shrink = args.shrink or (1 if args.gpu else 4)
+    args.size = args.size or (512 if args.gpu else 128)
+    args.precision = args.precision or ("bf16" if args.gpu else "fp32")
+    args.hint = args.hint or [width // args.shrink for width in (16, 32, 96, 256)]
+    return args
+
+
+def main() -> None:
+    """Prints one table, and writes it as JSON where `--json` says."""
+    args = arguments()
     with tempfile.TemporaryDirectory() as home:
+        torch.manual_seed(0)
+        model = args.model or str(shrunk_sd15(Path(home) / "base", args.shrink))
         data = dataset(Path(home) / "data", args.pictures, args.size)
         config = ControlNetConfig.model_validate(
             {
-                "base": args.model,
+                "base": model,
                 "hint_channels": args.hint,
                 "data": {"folder": data, "condition": "canny", "width": args.size, "height": args.size},
-                "monitor": {"every": 0},
+                "monitor": {"every": 0, "samples": 0, "tensorboard": False},
                 "train": {
                     "out": Path(home) / "run",
                     "steps": args.steps,
@@ -162,23 +263,33 @@ def main() -> None:
         task = build_task(config, state, engine)
         cached_s = _now() - began
         base: Any = task.base
+        counted = shares(task, args.batch, args.size)
+        print(", ".join(f"{name} {value:.2f}" for name, value in counted.items()), "GFLOP a sample;", end=" ")
+        total, ours = sum(counted.values()), sum(value for name, value in counted.items() if name not in ("autoencoder", "text encoder"))
+        print(f"by operations alone the cache is worth {total / ours:.2f} times")
         sides: dict[str, Callable[[], float]] = {
             "limn": lambda: limn(config, task),
             "straightforward": lambda: straightforward(config, task, base),
         }
+        if args.workers:
+            sides["tuned"] = lambda: straightforward(config, task, base, workers=args.workers, fused=True)
         if args.script:
-            sides["train_controlnet.py"] = lambda: public_script(args.script, config, resolve(args.model), data)
+            sides["train_controlnet.py"] = lambda: public_script(args.script, config, resolve(model), data)
         found: dict[str, list[float]] = {name: [] for name in sides}
         for repeat in range(args.repeats):
             for name in list(sides)[:: 1 if repeat % 2 == 0 else -1]:
                 found[name].append(sides[name]())
+    report(args, found, counted, cached_s)
+
+
+def report(args: argparse.Namespace, found: dict[str, list[float]], counted: dict[str, float], cached_s: float) -> None:
+    """The table, and the same as JSON."""
     ours = statistics.median(found["limn"])
-    peak = (
-        torch.cuda.max_memory_allocated() / 2**30
-        if torch.cuda.is_available()
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    )
-    print(f"{state.device}, {args.size} px, batch {args.batch}, {args.precision}; peak {peak:.1f} GiB of both sides together")
+    cuda = torch.cuda.is_available()
+    peak = torch.cuda.max_memory_allocated() / 2**30 if cuda else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    device = torch.cuda.get_device_name() if cuda else f"CPU, {torch.get_num_threads()} threads"
+    clock = "CPU time" if CPU_TIME else "wall time"
+    print(f"{device}, {args.size} px, batch {args.batch}, {args.precision}, {clock}; peak {peak:.1f} GiB of both sides together")
     rows = []
     for name, values in found.items():
         middle = statistics.median(values)
@@ -189,7 +300,19 @@ def main() -> None:
         even = f", the cache ({cached_s:.1f} s) pays from epoch {cached_s / saved_s:.1f} on" if saved_s > 0 else ""
         print(f"{name:24} {middle:8.2f} samples/s ({min(values):.2f} to {max(values):.2f}), limn is {ours / middle:.2f} times{even}")
     if args.json:
-        publish(args.json, json.dumps({"settings": {k: str(v) for k, v in vars(args).items()}, "rows": rows}, indent=1).encode())
+        settings = {name: value if isinstance(value, int | list) else str(value) for name, value in vars(args).items() if name != "json"}
+        values = {
+            "date": time.strftime("%Y-%m-%d"),
+            "machine": f"{platform.machine()}, {os.cpu_count()} cores",
+            "device": device,
+            "clock": clock,
+            "versions": library_versions(),
+            "settings": settings,
+            "gflop_per_sample": counted,
+            "peak_gib": peak,
+            "rows": rows,
+        }
+        publish(args.json, json.dumps(values, indent=1).encode() + b"\n")
 
 
 if __name__ == "__main__":
