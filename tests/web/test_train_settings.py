@@ -63,6 +63,7 @@ def test_several_conditions_are_written_between_commas(places: Places) -> None:
         ({"more": "train.out=/tmp/x"}, r"further setting 'train.out=/tmp/x': write key=value"),
         ({"more": "train={out: /tmp/x}"}, "write key=value"),
         ({"more": "cache=/tmp/x"}, "write key=value"),
+        ({"more": "monitor.wandb=theirs"}, "write key=value"),
         ({"more": "train.steps=3"}, "further setting 'train.steps' has a field of its own"),
         ({"more": "train.betas=[1, "}, "is not YAML"),
         ({"more": "colour=red"}, "colour"),
