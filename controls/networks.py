@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 DISTANCES = {"zoedepth", "glpn"}  # model types whose prediction is metres, not nearness
+SAM2 = {"sam2", "sam2_video"}  # published checkpoints are of the second, which holds the first
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONFIGS = ("preprocessor_config.json", "processor_config.json")
 
@@ -168,17 +169,22 @@ def _task(name: str, config: Any) -> "Tensor":
 
 
 class Mask:
-    """One thing in a picture, by a box and perhaps a point, as shares of width and height: → uint8 (H, W), 255 inside."""
+    """One thing in a picture, by a box and perhaps a point, as shares of width and height: → uint8 (H, W), 255 inside.
+
+    SAM sees the picture in its proportions, in the corner of a square; SAM 2 sees it squeezed into the square. Source: Kirillov et al.,
+    arXiv 2304.02643; Ravi et al., "SAM 2", arXiv 2408.00714.
+    """
 
     def __init__(self, name: str) -> None:
         """
         Raises:
             BadModel: missing, damaged, or no Segment Anything network.
         """
-        from transformers import SamModel
+        from transformers import Sam2Model, SamModel
 
-        self.network, self.prepare = load(SamModel, name, "mask"), Preprocessing.read(name)
-        self.side_px = int(self.network.config.vision_config.image_size)
+        self.squeezed = str(read_config(name, ("config.json",)).get("model_type")) in SAM2
+        self.network, self.prepare = load(Sam2Model if self.squeezed else SamModel, name, "mask"), Preprocessing.read(name)
+        self.side_px = int(self.network.config.prompt_encoder_config.image_size)
 
     def __call__(
         self, image_HWC: Image, box: tuple[float, float, float, float], point: tuple[float, float] | None = None
@@ -188,15 +194,19 @@ class Mask:
         height, width = image_HWC.shape[:2]
         scale = self.side_px / max(height, width)
         rows, columns = max(1, round(height * scale)), max(1, round(width * scale))
+        if self.squeezed:
+            rows = columns = self.side_px
         pixels = torch.zeros(1, 3, self.side_px, self.side_px)
         pixels[..., :rows, :columns] = self.prepare(image_HWC, (rows, columns))
         size = torch.tensor([columns, rows, columns, rows], dtype=torch.float32)
         asked: dict[str, Tensor] = {"input_boxes": (torch.tensor(box) * size)[None, None]}
         if point is not None:
-            asked |= {"input_points": (torch.tensor(point) * size[:2])[None, None, None], "input_labels": torch.ones(1, 1, 1)}
+            asked |= {"input_points": (torch.tensor(point) * size[:2])[None, None, None], "input_labels": torch.ones(1, 1, 1, dtype=torch.long)}
         output = run(self.network, pixel_values=pixels, multimask_output=False, **asked)
-        square = torch.nn.functional.interpolate(output.pred_masks[0, :, :1].float(), (self.side_px, self.side_px), mode="bilinear")
-        large = torch.nn.functional.interpolate(square[..., :rows, :columns], (height, width), mode="bilinear")
+        found = output.pred_masks[0, :, :1].float()
+        if not self.squeezed:
+            found = torch.nn.functional.interpolate(found, (self.side_px, self.side_px), mode="bilinear")[..., :rows, :columns]
+        large = torch.nn.functional.interpolate(found, (height, width), mode="bilinear")
         mask_HW: NDArray[np.uint8] = (large[0, 0] > 0).cpu().numpy().view(np.uint8) * np.uint8(255)
         return mask_HW
 

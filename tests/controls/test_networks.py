@@ -108,13 +108,33 @@ def test_masks_agree_with_transformers_own_processing(net: Callable[[str], str])
     asked = {
         "input_boxes": torch.tensor([[[0.25 * 80, 0.25 * 48, 0.75 * 80, 0.75 * 48]]]) * scale,
         "input_points": torch.tensor([[[[0.5 * 80, 0.4 * 48]]]]) * scale,
-        "input_labels": torch.ones(1, 1, 1),
+        "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
     }
     with torch.inference_mode():
         output = estimate.network(pixel_values=inputs["pixel_values"], multimask_output=False, **asked)
     (wanted,) = processor.post_process_masks(output.pred_masks, inputs["original_sizes"], inputs["reshaped_input_sizes"])
     assert (wanted[0, 0].numpy() == (mask_HW > 0)).mean() > 0.95  # the pictures are resized by other filters
     params = mask.Params(method="network", estimator=net("sam"), left=0.25, top=0.25, right=0.75, bottom=0.75, x=0.5, y=0.4)
+    np.testing.assert_array_equal(mask.extract(picture(), params)[..., 0], mask_HW)
+
+
+def test_sam_2_sees_the_squeezed_picture_and_its_mask_is_stretched_back(net: Callable[[str], str]) -> None:
+    estimate = networks.Mask(net("sam2"))
+    box, point = (0.25, 0.25, 0.75, 0.75), (0.5, 0.4)
+    mask_HW = estimate(picture(), box, point)
+    assert mask_HW.shape == (48, 80)
+    # as Sam2Processor: every coordinate by its own axis' factor, the picture without proportions or padding
+    asked = {
+        "input_boxes": torch.tensor([[[16.0, 16.0, 48.0, 48.0]]]),
+        "input_points": torch.tensor([[[[32.0, 25.6]]]]),
+        "input_labels": torch.ones(1, 1, 1, dtype=torch.int32),
+    }
+    with torch.inference_mode():
+        output = estimate.network(pixel_values=estimate.prepare(picture(), (64, 64)), multimask_output=False, **asked)
+    wanted = torch.nn.functional.interpolate(output.pred_masks[0], (48, 80), mode="bilinear", align_corners=False)[0, 0] > 0
+    np.testing.assert_array_equal(wanted.numpy(), mask_HW > 0)
+    assert 0 < (mask_HW > 0).mean() < 1
+    params = mask.Params(method="network", estimator=net("sam2"), left=0.25, top=0.25, right=0.75, bottom=0.75, x=0.5, y=0.4)
     np.testing.assert_array_equal(mask.extract(picture(), params)[..., 0], mask_HW)
 
 

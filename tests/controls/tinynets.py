@@ -133,6 +133,28 @@ def sam() -> Any:
     return t.SamModel(t.SamConfig(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
 
 
+def sam2() -> Any:
+    backbone = t.Sam2HieraDetConfig(
+        hidden_size=8,
+        image_size=[64, 64],
+        embed_dim_per_stage=[8, 16, 32, 64],
+        num_attention_heads_per_stage=[1, 1, 2, 4],
+        blocks_per_stage=[1, 1, 2, 1],
+        window_size_per_stage=[4, 2, 2, 2],
+        window_positional_embedding_background_size=[4, 4],
+        global_attention_blocks=[3],
+    )
+    vision = t.Sam2VisionConfig(
+        backbone_config=backbone,
+        backbone_channel_list=[64, 32, 16, 8],
+        backbone_feature_sizes=[[16, 16], [8, 8], [4, 4]],
+        fpn_hidden_size=16,
+    )
+    prompt = t.Sam2PromptEncoderConfig(hidden_size=16, image_size=64, patch_size=16, mask_input_channels=4)
+    decoder = t.Sam2MaskDecoderConfig(hidden_size=16, mlp_dim=32, num_hidden_layers=1, num_attention_heads=2, iou_head_hidden_dim=16)
+    return t.Sam2Model(t.Sam2Config(vision_config=vision, prompt_encoder_config=prompt, mask_decoder_config=decoder))
+
+
 def rtdetr() -> Any:
     backbone = t.RTDetrResNetConfig(
         embedding_size=8, hidden_sizes=[8, 16, 16, 16], depths=[1] * 4, layer_type="basic", out_features=["stage2", "stage3", "stage4"]
@@ -170,6 +192,7 @@ NETWORKS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "upernet": (upernet, {"size": {"height": 64, "width": 64}}),
     "mask2former": (mask2former, {"size": {"shortest_edge": 64, "longest_edge": 128}, "size_divisor": 32}),
     "oneformer": (oneformer, {"size": {"shortest_edge": 64, "longest_edge": 128}}),
+    "sam2": (sam2, {"size": {"height": 64, "width": 64}}),
     "sam": (sam, {"size": {"longest_edge": 64}, "pad_size": {"height": 64, "width": 64}}),
     "rtdetr": (rtdetr, {"size": {"height": 64, "width": 64}, "do_normalize": False}),
     "vitpose": (vitpose, {"size": {"height": 64, "width": 48}}),
