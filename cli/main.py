@@ -8,7 +8,7 @@ import typer
 
 from app import ui
 from batch import options as batches
-from cli import demo, evaluate, extract, render, score, train
+from cli import demo, doctor, evaluate, extract, render, score, train
 from core.errors import LimnError
 from pipelines import commands as models_commands
 from toyland import commands as toyland_commands
@@ -27,7 +27,7 @@ app.add_typer(dataset_commands.app, name="dataset")
 app.add_typer(evaluate.app, name="evaluate")
 for command in (
     render.render,
-    render.doctor,
+    doctor.doctor,
     extract.extract,
     score.score,
     demo.demo,

@@ -1,7 +1,5 @@
-"""`limn render` draws pictures; `limn doctor` takes the same options and says what would go wrong."""
+"""`limn render` draws pictures."""
 
-import inspect
-import json
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +9,6 @@ import typer
 from batch import options as batches
 from cli.options import DEFAULT, Json, help_of, memory_of, open_renderer, option, pairs, stream
 from core import terminal
-from core.errors import BadRequest
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
 
 SAMPLERS = (
@@ -99,30 +96,6 @@ def render(
     return None
 
 
-def doctor(context: typer.Context, **options: Any) -> int | None:
-    """Say what will be wrong with a request before any weight is moved; the options are those of `limn render`."""
-    from pipelines.engine import Engine, choose_place
-    from renderer import examine
-
-    values = (read_request(options["request"]) if options["request"] else {}) | typed_fields(context)
-    found = examine(build_request({"model": DEFAULT.model, **values}), Engine(choose_place(), memory_of(context)))
-    if options["as_json"]:
-        typer.echo(json.dumps({"findings": [{"level": one.level, "about": one.about, "text": one.text} for one in found]}))
-    for one in found if not options["as_json"] else ():
-        typer.echo(f"{one.level}: {' '.join(one.text.split())}")
-    if not found and not options["as_json"]:
-        typer.echo("nothing is wrong")
-    return 2 if any(one.level == "error" for one in found) else None
-
-
-# The same options, and a request to begin from in place of the folder for pictures.
-_RECORDED = Annotated[Path | None, typer.Argument(metavar="[REQUEST]", help="A request as JSON, or a picture that Limn has drawn.")]
-_OPTIONS = [option for name, option in inspect.signature(render).parameters.items() if name not in {"out", "source", *batches.NAMES}]
-_OPTIONS.append(inspect.Parameter("request", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=_RECORDED))
-doctor.__signature__ = inspect.Signature(_OPTIONS)  # type: ignore[attr-defined]
-doctor.__annotations__ = {option.name: option.annotation for option in _OPTIONS}
-
-
 def typed_fields(context: typer.Context) -> dict[str, Any]:
     """The request's fields that were typed, from the options of `render`; what was not is left to the model."""
     from batch.rows import parse_lora, parse_size
@@ -146,19 +119,4 @@ def typed_fields(context: typer.Context) -> dict[str, Any]:
     if "hires" in typed:
         hires = typed["hires"]
         values["hires"] = {"scale": hires} if "=" not in hires else pairs(hires.split(","))
-    return values
-
-
-def read_request(path: Path) -> dict[str, Any]:
-    """The fields of a request in a JSON file, or of a picture's own."""
-    from core.provenance import read_record
-
-    if path.suffix.lower() == ".png":
-        return read_record(path).request.model_dump(exclude_unset=True)
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadRequest(f"{str(path)!r} cannot be read as a request: {error}") from None
-    if not isinstance(values, dict):
-        raise BadRequest(f"{str(path)!r} is no request: expected a JSON object of its fields")
     return values

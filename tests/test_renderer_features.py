@@ -20,6 +20,7 @@ from tests import tinymodels
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red sphere left of a blue cube"
 LATER = (
+    "vae",
     "eta",
     "true_cfg_scale",
     "pag_scale",

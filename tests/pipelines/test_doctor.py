@@ -23,6 +23,8 @@ from tests import tinymodels, tinymodels_flux, tinymodels_sd3, tinymodels_sdxl
 
 pytestmark = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
 
+ROOT = Path(__file__).parents[2]
+
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -84,6 +86,21 @@ def test_mismatched_requests_are_each_one_plain_sentence(house: Path, capsys: py
         errors = [line for line in capsys.readouterr().out.splitlines() if line.startswith("error: ")]
         assert len(errors) == 1
         assert re.match(f"error: {sentence}", errors[0]), errors
+
+
+def test_ten_requests_of_a_list_are_ten_sentences(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/models.md shows it, with what ships."""
+    monkeypatch.chdir(ROOT)
+    assert cli.run(["doctor", "examples/mismatches.json"]) == 2
+    lines = capsys.readouterr().out.splitlines()
+    assert [re.match(r"request (\d+): error: .*\w", line) is not None for line in lines] == [True] * 10
+    assert [line.split(":")[0] for line in lines] == [f"request {number}" for number in range(1, 11)]
+    assert cli.run(["doctor", "examples/mismatches.json", "--json"]) == 2
+    found = json.loads(capsys.readouterr().out)["findings"]
+    assert [one["request"] for one in found] == list(range(1, 11))
+    assert {one["level"] for one in found} == {"error"}
+    assert cli.run(["doctor", "examples/demo.json"]) == 0
+    assert capsys.readouterr().out == "nothing is wrong\n"
 
 
 def test_a_healthy_request(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
