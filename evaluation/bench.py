@@ -1,10 +1,10 @@
-"""Draws one case after the other, with and without its controls, and measures each picture: the fidelity protocol.
+"""Draws cases, a batch at a time, with and without their controls, and measures each picture: the fidelity protocol.
 
 The floor is the same prompt and noise without the control, the ceiling the true picture through the model's autoencoder: what a model that
 makes no mistake would draw. Equal settings give equal numbers: all noise comes from the seed and the case's number.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +25,8 @@ from renderer import Renderer
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)  # beside 0 and 1, which are the floor and the value
 ENDS = (0.1, 0.2, 0.4, 0.6, 0.8)  # beside 0 and 1
+SWEEP = (*(("weight", weight) for weight in WEIGHTS), *(("end", end) for end in ENDS))
+TOGETHER = 8  # cases whose pictures are drawn in one batch; always the same ones, so that the numbers are
 
 
 @dataclass(frozen=True)
@@ -81,37 +83,46 @@ class Bench:
         """Width and height, as the settings or the model say."""
         from pipelines.planning import with_defaults
 
-        request = with_defaults(self._request("", 0, ()), self.renderer.base(self.settings.model))
+        request = with_defaults(self._request(), self.renderer.base(self.settings.model))
         return request.width, request.height
 
-    def __call__(self, index: int) -> list[Reading]:
-        """All readings of one case."""
-        case = self.cases.case(index, self.settings.kinds, self.size, self.settings.model)
-        plain = self.draw(case, index, ())
-        copy_HWC = self._through_autoencoder(case.picture_HWC)
-        found = []
-        for kind, map_HWC in case.maps.items():
-            path = self.folder / f"{kind}-{index}.png"
-            publish(path, encode_png(map_HWC))
-            unit = ControlUnit(kind=kind, image=path, ready=True, model=self.settings.controlnets.get(kind))
-            drawn = {("floor", 0.0): plain, ("ceiling", 1.0): [copy_HWC], ("value", 1.0): self.draw(case, index, (unit,))}
-            drawn |= {setting: self.draw(case, index, (changed,)) for setting, changed in self._swept(unit, index)}
-            found += [self._reading(index, unit, setting, (map_HWC, pictures)) for setting, pictures in drawn.items()]
-        return [reading for reading in found if reading is not None]
+    def __call__(self, indices: Sequence[int]) -> dict[int, list[Reading]]:
+        """All readings of some cases, whose pictures are drawn together, by the case's number."""
+        cases = {index: self.cases.case(index, self.settings.kinds, self.size, self.settings.model) for index in indices}
+        plain = self.draw(cases, dict.fromkeys(indices))
+        copies = {index: [self._through_autoencoder(case.picture_HWC)] for index, case in cases.items()}
+        found: dict[int, list[Reading]] = {index: [] for index in indices}
+        for kind in self.settings.kinds:
+            units = {index: self._unit(index, kind, case.maps[kind]) for index, case in cases.items() if kind in case.maps}
+            drawn = {("floor", 0.0): plain, ("ceiling", 1.0): copies, ("value", 1.0): self.draw(cases, units)}
+            swept = [index for index in units if index < self.settings.sweep]
+            for what, at in SWEEP if swept else ():
+                changed = {index: units[index].model_copy(update={what: at}) for index in swept}
+                drawn[what, at] = self.draw(cases, changed)
+            for index in units:
+                for setting, pictures in drawn.items():
+                    if index in pictures:
+                        found[index] += self._readings(index, kind, setting, (cases[index].maps[kind], pictures[index]))
+        return found
 
-    def draw(self, case: Case, index: int, units: tuple[ControlUnit, ...]) -> list[Image]:
-        """The case's pictures, one for each seed, with these controls."""
-        return [np.asarray(picture.image) for picture in self.renderer.render(self._request(case.prompt, index, units))]
+    def draw(self, cases: Mapping[int, Case], units: Mapping[int, ControlUnit | None]) -> dict[int, list[Image]]:
+        """Of each case that `units` names its pictures, one for each seed, with this control or without."""
+        seeds = self.settings.seeds
+        requests = [
+            self._request(prompt=cases[index].prompt, seed=self.settings.seed + index * seeds + i, controls=() if unit is None else (unit,))
+            for index, unit in units.items()
+            for i in range(seeds)
+        ]
+        pictures = [np.asarray(picture.image) for (picture,) in self.renderer.render_many(requests)]
+        return {index: pictures[place * seeds : (place + 1) * seeds] for place, index in enumerate(units)}
 
-    def _request(self, prompt: str, index: int, units: tuple[ControlUnit, ...]) -> RenderRequest:
-        count = self.settings.seeds
-        own = {"prompt": prompt, "seed": self.settings.seed + index * count, "count": count, "controls": units}
+    def _request(self, **own: Any) -> RenderRequest:
         return build_request({"model": self.settings.model, **self.settings.fields, **own})
 
-    def _swept(self, unit: ControlUnit, index: int) -> Iterator[tuple[tuple[str, float], ControlUnit]]:
-        if index < self.settings.sweep:
-            yield from ((("weight", weight), unit.model_copy(update={"weight": weight})) for weight in WEIGHTS)
-            yield from ((("end", end), unit.model_copy(update={"end": end})) for end in ENDS)
+    def _unit(self, index: int, kind: str, map_HWC: Image) -> ControlUnit:
+        path = self.folder / f"{kind}-{index}.png"
+        publish(path, encode_png(map_HWC))
+        return ControlUnit(kind=kind, image=path, ready=True, model=self.settings.controlnets.get(kind))
 
     def _through_autoencoder(self, picture_HWC: Image) -> Image:
         from pipelines.images import tensor_to_pictures
@@ -119,14 +130,15 @@ class Bench:
         family = self.renderer.base(self.settings.model)
         return tensor_to_pictures(family.decode(family.encode_image(picture_HWC)))[0]
 
-    def _reading(self, index: int, unit: ControlUnit, setting: tuple[str, float], maps: tuple[Image, Sequence[Image]]) -> Reading | None:
-        control, params = self.judges[unit.kind]
-        scores = [measure(control, maps[0], picture_HWC, params) for picture_HWC in maps[1]]
+    def _readings(self, index: int, kind: str, setting: tuple[str, float], seen: tuple[Image, Sequence[Image]]) -> list[Reading]:
+        """One reading, or none where there is nothing to measure. seen: the map that was wanted, and the pictures."""
+        control, params = self.judges[kind]
+        scores = [measure(control, seen[0], picture_HWC, params) for picture_HWC in seen[1]]
         known: list[Score] = [score for score in scores if score is not None]
         if not known:
-            return None
+            return []
         values, raws = tuple(score.value for score in known), tuple(score.raw for score in known)
-        return Reading(index, unit.kind, *setting, known[0].metric, known[0].unit, values, raws)
+        return [Reading(index, kind, *setting, known[0].metric, known[0].unit, values, raws)]
 
 
 def _judge(kind: str, model: str) -> tuple[Control, Frozen]:

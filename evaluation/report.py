@@ -95,10 +95,14 @@ class Report:
             means = [_score(row.floor), _score(row.value, interval=True), _score(row.ceiling)]
             lines.append(f"| {row.kind} | {row.count} | {' | '.join(means)} | {_percent(row.share)} | {row.metric}{_in(row)}: {raws} |")
         lines += ["", ABOUT]
-        best = [row for row in self.rows if row.best]
-        if best:
-            lines += ["", "| control | one picture | best of several | gain |", "|---|---|---|---|"]
-            lines += [f"| {row.kind} | {_score(row.value)} | {_best(row.best)} | {_gain(row.best)} |" for row in best]
+        return "\n".join([*lines, ""])
+
+    def best_as_markdown(self) -> str:
+        """What the best of several gains, for documentation."""
+        lines = ["| control | prompts | one picture | best of several | gain |", "|---|---|---|---|---|"]
+        lines += [
+            f"| {row.kind} | {row.count} | {_score(row.value)} | {_best(row.best)} | {_gain(row.best)} |" for row in self.rows if row.best
+        ]
         return "\n".join([*lines, ""])
 
     def table(self) -> "Table":

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from core.errors import BadRequest
 from core.files import publish, sha256_file
 from core.provenance import library_versions
 from core.spread import default_workers, spread
-from evaluation.bench import Bench, Reading, Settings
+from evaluation.bench import TOGETHER, Bench, Reading, Settings
 from evaluation.cases import Cases
 from evaluation.report import Report, build_report
 
@@ -26,7 +26,8 @@ def evaluate(
 ) -> Report:
     """Measures every case and publishes `evaluation.json`, `table.md` and `fidelity.png` in `out`; stopped and started again, it goes on.
 
-    workers: processes; by default one per core, or one where there is an accelerator. on_progress(done, cases) is called after every case.
+    workers: processes; by default one per core, or one where there is an accelerator. on_progress(done, cases) is called after every
+    batch of cases.
 
     Raises:
         BadRequest: no case, an unknown kind, or one that cannot be measured here.
@@ -44,13 +45,16 @@ def evaluate(
     described = _described(settings, cases)
     out.mkdir(parents=True, exist_ok=True)
     notes = Notes(out / NOTES, described)
-    left = [index for index in range(len(cases)) if index not in notes.done]
+    batches = [range(start, min(start + TOGETHER, len(cases))) for start in range(0, len(cases), TOGETHER)]
+    left = [batch for batch in batches if not notes.done.keys() >= set(batch)]
+    done = sum(map(len, batches)) - sum(map(len, left))
     processes = workers or default_workers(choose_place(settings.device).device.type)
     with tempfile.TemporaryDirectory() as folder:
-        for index, readings in zip(left, _measured(settings, cases, Path(folder), left, processes), strict=True):
-            notes.add(index, readings)
+        for found in _measured(settings, cases, Path(folder), left, processes):
+            notes.add(found)
+            done += len(found)
             if on_progress:
-                on_progress(len(cases) - len(left) + left.index(index) + 1, len(cases))
+                on_progress(done, len(cases))
     report = build_report([reading for index in range(len(cases)) for reading in notes.done[index]], settings.kinds, described)
     publish(out / "evaluation.json", report.as_json().encode())
     publish(out / "table.md", report.as_markdown().encode())
@@ -68,11 +72,11 @@ class Notes:
         lines = [json.dumps({"settings": self._head}), *(_line(index, readings) for index, readings in self.done.items())]
         publish(path, "".join(f"{line}\n" for line in lines).encode())  # anew, so that a torn last line is gone
 
-    def add(self, index: int, readings: list[Reading]) -> None:
-        """Notes a finished case."""
-        self.done[index] = readings
+    def add(self, found: Mapping[int, list[Reading]]) -> None:
+        """Notes finished cases."""
+        self.done |= found
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(f"{_line(index, readings)}\n")
+            file.writelines(f"{_line(index, readings)}\n" for index, readings in found.items())
 
     def _read(self) -> Iterator[tuple[int, list[Reading]]]:
         try:
@@ -94,8 +98,8 @@ def _line(index: int, readings: list[Reading]) -> str:
     return json.dumps({"case": index, "readings": [asdict(reading) for reading in readings]})
 
 
-def _measured(settings: Settings, cases: Cases, folder: Path, jobs: list[int], workers: int) -> Iterator[list[Reading]]:
-    """The jobs' readings, in the jobs' order."""
+def _measured(settings: Settings, cases: Cases, folder: Path, jobs: list[range], workers: int) -> Iterator[dict[int, list[Reading]]]:
+    """The readings of each batch of cases, in the batches' order."""
     if workers > 1 and jobs:
         Bench(settings, cases, folder)  # what is wrong with a model is said here, once, and not by every process
     yield from spread(partial(Bench, settings, cases, folder), jobs, workers)

@@ -49,7 +49,7 @@ def photos(tmp_path: Path) -> Path:
 def test_every_setting_is_drawn_by_the_renderer_and_held_against_the_same_map(model: str, tmp_path: Path) -> None:
     settings = Settings(model=model, kinds=("canny",), seeds=2, seed=40, sweep=1, fields=FIELDS, device="cpu")
     bench = Bench(settings, Scenes(2), tmp_path)
-    first, second = bench(0), bench(1)
+    first, second = bench([0, 1]).values()
     assert [(reading.what, reading.at) for reading in first] == [
         ("floor", 0.0),
         ("ceiling", 1.0),
@@ -63,11 +63,13 @@ def test_every_setting_is_drawn_by_the_renderer_and_held_against_the_same_map(mo
     (tmp_path / "map.png").write_bytes(encode_png(map_HWC))
     unit = ControlUnit(kind="canny", image=tmp_path / "map.png", ready=True)
     renderer = Renderer.open(model, "cpu")
-    for reading, controls in ((second[0], ()), (second[2], (unit,))):
-        request = RenderRequest(prompt=caption(sample(1, "test")), model=model, seed=42, count=2, controls=controls, **FIELDS)
-        wanted = [canny.compare(map_HWC, np.asarray(picture.image)) for picture in renderer.render(request)]
+    (alone,) = bench([1]).values()
+    for reading, controls in ((alone[0], ()), (alone[2], (unit,))):
+        common = {"prompt": caption(sample(1, "test")), "model": model, "controls": controls, **FIELDS}
+        pictures = renderer.render_many([RenderRequest(seed=seed, **common) for seed in (42, 43)])
+        wanted = [canny.compare(map_HWC, np.asarray(picture.image)) for (picture,) in pictures]
         assert reading.values == tuple(score.value for score in wanted if score is not None)
-    assert bench(0) == first
+    assert list(bench([0, 1]).values()) == [first, second]
 
 
 def test_toylands_maps_are_exact_and_nobody_has_no_pose() -> None:
@@ -103,6 +105,7 @@ def test_a_run_that_was_stopped_goes_on_and_another_does_not(
     model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = Settings(model=model, kinds=("canny",), sweep=0, fields=FIELDS, device="cpu")
+    monkeypatch.setattr(run, "TOGETHER", 1)
     seen: list[int] = []
 
     def stop(done: int, _: int) -> None:
@@ -121,16 +124,24 @@ def test_a_run_that_was_stopped_goes_on_and_another_does_not(
     assert resumed == whole
     assert {path.name for path in (tmp_path / "whole").iterdir()} == {"evaluation.json", "table.md", "fidelity.png", NOTES}
     assert json.loads((tmp_path / "out" / "evaluation.json").read_text())["rows"][0]["count"] == 3
-    asked: list[list[int]] = []
+    asked: list[list[range]] = []
 
-    def nothing(*arguments: Any) -> list[list[Reading]]:
+    def nothing(*arguments: Any) -> list[dict[int, list[Reading]]]:
         asked.append(arguments[3])
-        return [[]] * len(arguments[3])
+        return [{index: [] for index in batch} for batch in arguments[3]]
 
     monkeypatch.setattr(run, "_measured", nothing)
-    for seed in (0, 1):
-        evaluate(replace(settings, seed=seed), Pictures.read(photos, 3), tmp_path / "out")
-    assert asked == [[], [0, 1, 2]], "what is done is not drawn again, but other settings begin anew"
+    evaluate(settings, Pictures.read(photos, 3), tmp_path / "out")
+    evaluate(replace(settings, seed=1), Pictures.read(photos, 3), tmp_path / "out")
+    monkeypatch.setattr(run, "TOGETHER", 2)
+    evaluate(settings, Scenes(3), tmp_path / "scenes")
+    evaluate(settings, Scenes(4), tmp_path / "scenes")
+    assert asked == [
+        [],  # what is done is not drawn again,
+        [range(1), range(1, 2), range(2, 3)],  # but other settings begin anew;
+        [range(2), range(2, 3)],
+        [range(2, 4)],  # more cases are added, and a batch that was not full is drawn again
+    ]
 
 
 def test_mistakes_are_told_before_anything_is_drawn(model: str, tmp_path: Path) -> None:
