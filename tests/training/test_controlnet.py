@@ -130,7 +130,7 @@ def test_the_loss_falls(base: Path, dataset: Path, tmp_path: Path) -> None:
         config(base, dataset, tmp_path, train={"steps": 24, "log_every": 8, "learning_rate": 1e-2}),
         lambda run: losses.append(run.metrics.get("loss", 0.0)),
     )
-    assert losses[-1] < 0.9 * losses[7]
+    assert losses[-1] < 0.7 * losses[7], losses
 
 
 def test_training_goes_on_from_a_finished_controlnet(base: Path, dataset: Path, tmp_path: Path) -> None:
