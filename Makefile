@@ -47,6 +47,10 @@ docs: $(VENV)/.installed  ## write again the pages and pictures of docs/ that ar
 	$(BIN)/python -m tests.pipelines.matrix
 	$(BIN)/python -m toyland.sheets
 
+fidelity: $(VENV)/.installed  ## measure again how well the embedded model obeys (docs/controls.md; hours where the machine is busy)
+	$(BIN)/python -m evaluation.documentation
+	$(BIN)/python -m controls.documentation
+
 fuzz: $(VENV)/.installed  ## 10,000 damaged pictures through the decoder
 	$(BIN)/python benchmarks/fuzz.py
 

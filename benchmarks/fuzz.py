@@ -13,10 +13,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, where a module is called as our package is
 
 from controls.depthfile import is_depth_file, read_depth
 from controls.onnxfile import input_size

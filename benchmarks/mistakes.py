@@ -11,6 +11,7 @@ are counted apart: the warning about them is right.
 import argparse
 import io
 import json
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -18,6 +19,8 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, where a module is called as our package is
 
 import controls
 from controls.normal import Params as NormalParams

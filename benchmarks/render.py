@@ -9,6 +9,7 @@ in one process; the side that goes first alternates. A ratio above 1 means that 
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # not this folder, where a module is called as our package is
 
 from core.request import ControlUnit, RenderRequest
 from pipelines.engine import TOYLAND

@@ -50,6 +50,19 @@ colours that mean something are never mixed, everything else is averaged or inte
 end bright, an empty map, and a finished map whose proportions differ from the picture's by more than 1%. The warning names the remedy, and
 the picture's record keeps it. `python benchmarks/mistakes.py` measures how often these checks err.
 
+**Fidelity.** After each picture the same condition is extracted from it and held against the map: a score from 0 to 1 beside the metric in
+its own unit, in the record and on the page. Networks are asked if they are at hand; on request they are loaded:
+
+```
+limn score picture.png                                        # against the controls of its own record
+limn score photo.jpg --control canny=map.png,ready --overlay over.png
+limn render "a fox" --control canny=photo.jpg --best-of 4     # the most faithful of four is kept
+limn render "a fox" --control canny=photo.jpg --min-fidelity 0.7 --tries 8
+limn evaluate control --model DIR --controls canny,depth --pictures FOLDER
+```
+
+What was tried and not kept lies in `rejected/`. [How faithful the embedded model is](#how-faithful-the-embedded-model-is) stands below.
+
 **Networks.** Kinds that say *network* need one to read a picture. Toyland's are embedded; for other models `estimator=` takes any hub id,
 folder of transformers' or (depth, pose) `.onnx` file, and published ones are the default. Nothing is downloaded where `HF_HUB_OFFLINE=1`
 is set.
@@ -58,12 +71,37 @@ is set.
 """
 
 
+MEASURED = """## How faithful the embedded model is
+
+{fidelity}
+![Fidelity against weight and against the end of the window, with 95% bands; dotted: the ceilings](images/fidelity.png)
+
+The curves are of fewer pictures than the table. A control decides in the first steps: most of it is there when its window ends early.
+
+`--best-of 4` on held-out prompts, the best by the same measure; the gain is paired by prompt:
+
+{best}
+An overlay of `limn score`, of a picture that was asked to obey two controls that contradict each other:
+
+![Wanted, got and agreement for canny and depth](images/overlay.png)
+
+`make fidelity` measures all of this again: {commands}, then this page.
+"""
+COMMANDS = "`limn evaluate control --count 200` and `limn evaluate control --count 20 --seeds 4 --sweep 0`"
+
+
+def measured() -> str:
+    """What `evaluation.documentation` has left of its measurements."""
+    fidelity, best = ((DOCS / "measured" / name).read_text(encoding="utf-8") for name in ("fidelity.md", "best-of.md"))
+    return MEASURED.format(fidelity=fidelity, best=best, commands=COMMANDS)
+
+
 def page() -> str:
     """The whole page as Markdown; equal kinds give equal text."""
     kinds = [controls.get(name) for name in controls.names()]
     rows = [f"| [{kind.name}](#{kind.name}) | {_what(kind)} | {_needs(kind)} | {_measure(kind)} |" for kind in kinds]
     table = "\n".join(["| kind | map | needs | measured by |", "|---|---|---|---|", *rows])
-    return "\n".join([HEAD, table, "", *(section(kind) for kind in kinds)])
+    return "\n".join([HEAD, table, "", measured(), *(section(kind) for kind in kinds)])
 
 
 def section(kind: Control) -> str:
