@@ -18,6 +18,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from pipelines.parameterisation import SMALLEST_ALPHA_CUMPROD
 from pipelines.schedules import Grid, Times
 
 Model: TypeAlias = Callable[[Tensor, int], Tensor]
@@ -66,3 +67,8 @@ def along(x: Tensor, du: Tensor, times: Times, i: int) -> Tensor:
 def fresh(times: Times, i: int, j: int) -> float:
     """The deviation of what noise is new at point j when all of it decays from point i: σ_j·√(1 − ρ²)."""
     return times.sigmas[j] * math.sqrt(1.0 - decay(times, i, j) ** 2)
+
+
+def boundless(times: Times, i: int) -> bool:
+    """Whether point i is the pure noise of a table with zero-terminal SNR, whose level stands for an infinite one."""
+    return times.path.kind == "vp" and times.levels[i] > 0.99 * SMALLEST_ALPHA_CUMPROD**-0.5

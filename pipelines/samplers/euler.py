@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from pipelines.samplers.base import Model, Noise, OnStep, Sampler, along, slope, straight
+from pipelines.samplers.base import Model, Noise, OnStep, Sampler, along, boundless, slope, straight
 from pipelines.samplers.ddim import ddim
 from pipelines.schedules import Grid, Times
 
@@ -40,14 +40,29 @@ def heun(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -
 
 
 def heun_step(model: Model, x: Tensor, denoised: Tensor, times: Times, i: int) -> Tensor:
-    """One step of Heun's method from point i, where x̂_0 is known."""
+    """One step of Heun's method from point i, where x̂_0 is known.
+
+    From pure noise the mean is taken in r = σ/(α + σ), where du/dr = ε̂ − x̂_0 with u = x/(α + σ) and the step is short: in σ/α it would
+    be infinite, and so would what the two slopes differ by.
+    """
     if i + 1 == len(times):
         return straight(x, denoised, times, i)
+    if boundless(times, i):
+        x_s = straight(x, denoised, times, i)
+        (one, r), (other, r_s) = _bounded(x, denoised, times, i), _bounded(x_s, model(x_s, i + 1), times, i + 1)
+        whole, whole_s = (times.alphas[j] + times.sigmas[j] for j in (i, i + 1))
+        return (x / whole + (one + other) * (0.5 * (r_s - r))) * whole_s
     step = times.levels[i + 1] - times.levels[i]
     first = slope(x, denoised, times, i)
     x_s = along(x, first * step, times, i)
     second = slope(x_s, model(x_s, i + 1), times, i + 1)
     return along(x, (first + second) * (0.5 * step), times, i)
+
+
+def _bounded(x: Tensor, denoised: Tensor, times: Times, i: int) -> tuple[Tensor, float]:
+    """du/dr at point i, and r."""
+    alpha, sigma = times.alphas[i], times.sigmas[i]
+    return (x - (alpha + sigma) * denoised) / sigma, sigma / (alpha + sigma)
 
 
 SAMPLERS = (

@@ -4,7 +4,8 @@ import math
 
 from torch import Tensor
 
-from pipelines.samplers.base import Model, Noise, OnStep, Sampler, along, slope, straight
+from pipelines.samplers.base import Model, Noise, OnStep, Sampler, along, boundless, slope, straight
+from pipelines.samplers.euler import heun_step
 from pipelines.schedules import Grid, Times
 
 FEW_STEPS = 15  # below, DEIS ends with a first-order step, as in the authors' code
@@ -14,7 +15,8 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 def pndm(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -> Tensor:
     """Pseudo linear multistep (PLMS) from up to four slopes, started by one Heun step; N + 1 calls of the network.
 
-    The Adams–Bashforth weights are those of even steps, and are kept on uneven ones; so the order shows on even schedules alone.
+    The Adams–Bashforth weights are those of even steps, and are kept on uneven ones; so the order shows on even schedules alone. From pure
+    noise, whose step in σ/α is infinite, no slope is carried on: PLMS begins a point later.
 
     Source: Liu et al., Pseudo Numerical Methods for Diffusion Models on Manifolds, 2022, eq. 9 (transfer) and its linear multistep
     part; without the Runge–Kutta warm-up, as in Stable Diffusion's PLMS sampler.
@@ -23,17 +25,16 @@ def pndm(model: Model, x: Tensor, times: Times, on_step: OnStep, noise: Noise) -
     for i in range(len(times)):
         denoised = model(x, i)
         on_step(i, denoised)
-        slopes = [slope(x, denoised, times, i), *slopes[:3]]
-        step = times.levels[i + 1] - times.levels[i]
-        if i == 0 and len(times) > 1:
-            x_s = along(x, slopes[0] * step, times, 0)
-            mean = 0.5 * (slopes[0] + slope(x_s, model(x_s, 1), times, 1))
-        else:
-            weights = ADAMS_BASHFORTH[len(slopes) - 1]
-            mean = weights[0] * slopes[0]
-            for weight, past in zip(weights[1:], slopes[1:], strict=True):
-                mean = mean + weight * past
-        x = along(x, mean * step, times, i)
+        if not boundless(times, i):
+            slopes = [slope(x, denoised, times, i), *slopes[:3]]
+        if i == 0:
+            x = heun_step(model, x, denoised, times, 0)
+            continue
+        weights = ADAMS_BASHFORTH[len(slopes) - 1]
+        mean = weights[0] * slopes[0]
+        for weight, past in zip(weights[1:], slopes[1:], strict=True):
+            mean = mean + weight * past
+        x = along(x, mean * (times.levels[i + 1] - times.levels[i]), times, i)
     return x
 
 

@@ -11,7 +11,7 @@ from pipelines import samplers
 from pipelines.parameterisation import Output, Parameterisation, Path
 from pipelines.samplers import Model
 from pipelines.schedules import SCHEDULES, Times, make_times
-from tests.pipelines.oracles import SD
+from tests.pipelines.oracles import SD, ours
 
 PATHS = {
     "vp": Path.from_scheduler_config(SD),
@@ -136,3 +136,19 @@ def test_no_steps_leave_the_picture(name: str) -> None:
     times = make_times(PATHS["vp"], "uniform", 6, samplers.get(name).grid).tail(0.0)
     x = torch.ones(SHAPE)
     assert samplers.get(name).run(lambda x, i: 0.0 * x, x, times, lambda n, denoised: None, lambda: x) is x
+
+
+@pytest.mark.parametrize("schedule", ["trailing", "uniform"])
+@pytest.mark.parametrize("name", [name for name, one in samplers.SAMPLERS.items() if one.order > 1 and not one.stochastic])
+def test_from_pure_noise_a_higher_order_shows(name: str, schedule: str) -> None:
+    """σ/α begins at infinity there, so a method in it must carry no slope over the first step, where Heun's and PNDM's would.
+
+    Measured: 0.08 to 0.35 of DDIM's error in 20 steps, against DDIM in 500; with a slope carried over, 0.3 to 1.1 for these two.
+    """
+
+    def drawn(each: str, steps: int) -> Tensor:
+        return ours(samplers.get(each).run, make_times(PATHS["vp to pure noise"], schedule, steps, samplers.get(each).grid), "v")
+
+    expected = drawn("ddim", 500)
+    one, other = ((drawn(each, 20) - expected).abs().max() for each in (name, "ddim"))
+    assert one < 0.4 * other
