@@ -5,7 +5,7 @@ from typing import Any
 import gradio as gr
 
 from core.errors import LimnError
-from core.request import Hires, RenderRequest
+from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest
 from web import remembered, units
 from web.fields import component
 from web.handlers import Handlers, Parts
@@ -15,6 +15,8 @@ from web.upload import upload
 from web.widgets import painter
 
 EXAMPLE = "a red sphere left of a blue cube on grass at sunset"
+SYNTAX = "(word:1.3) counts more, (word:0.7) less; <lora:name:0.8> adds a LoRA."
+LORAS = "Beside those that the prompt names, with commas between: bold=0.8, other"
 GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
 RESULTS = ("render", "cancel", "picture", "status", "result", "after", "download", "run", "taken", "chosen", "overlay", "command", "python")
 
@@ -35,7 +37,7 @@ def _layout(service: Service, state: Any) -> tuple[Parts, units.Units, dict[str,
     with gr.Row(elem_id="columns"):
         with gr.Column(scale=6, min_width=340, elem_id="asked"):
             inputs = {
-                "prompt": component(RenderRequest, "prompt", lines=2, placeholder=EXAMPLE, info=None, elem_id="prompt", autofocus=True)
+                "prompt": component(RenderRequest, "prompt", lines=2, placeholder=EXAMPLE, info=SYNTAX, elem_id="prompt", autofocus=True)
             }
             tokens = gr.HTML(elem_id="tokens")
             inputs["negative_prompt"] = component(RenderRequest, "negative_prompt", info=None, elem_id="negative")
@@ -43,26 +45,29 @@ def _layout(service: Service, state: Any) -> tuple[Parts, units.Units, dict[str,
                 render = gr.Button("Render", variant="primary", scale=3, elem_id="render")
                 cancel = gr.Button("Cancel", interactive=False, scale=1, min_width=100, elem_id="cancel")
             doctor = gr.HTML(elem_id="doctor")
-            made = units.layout(service.networks())
+            made = units.layout()
             inputs |= made.inputs
             model_doctor = gr.HTML(elem_id="model-doctor", render=False)
-            inputs |= _sampling(service, model_doctor) | _start() | _more()
+            sampling, old_seed = _sampling(service, model_doctor)
+            start, beginning = _start()
+            inputs |= sampling | start | _more()
         with gr.Column(scale=5, min_width=340, elem_id="shown"):
             shown, after = _results()
+    after |= {"old_seed": old_seed, "beginning": beginning}
     said = {"state": state, "tokens": tokens, "doctor": doctor, "model_doctor": model_doctor}
     return Parts(inputs=inputs, columns=made.columns, render=render, cancel=cancel, **said, **shown), made, after
 
 
-def _sampling(service: Service, model_doctor: Any) -> dict[str, Any]:
-    """What most people change, always in sight; below the model what the doctor says about it."""
-    new_seed = gr.Button("New", render=False)
+def _sampling(service: Service, model_doctor: Any) -> tuple[dict[str, Any], Any]:
+    """What most people change, always in sight; below the model what the doctor says about it. Also the button that takes the last seed."""
+    new_seed, old_seed = gr.Button("New", render=False), gr.Button("Last", render=False, elem_id="last-seed")
     inputs: dict[str, Any] = {}
     with gr.Group():
         with gr.Row():
             inputs["model"] = gr.Dropdown(
-                service.models(), value=service.model, label="Model", allow_custom_value=True, elem_id="base", min_width=200, scale=2
+                [service.model], value=service.model, label="Model", allow_custom_value=True, elem_id="base", min_width=200, scale=2
             )
-            inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=120, buttons=[new_seed])
+            inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=120, buttons=[new_seed, old_seed])
             inputs["count"] = component(RenderRequest, "count", info=None, elem_id="count", min_width=80)
         model_doctor.render()
         with gr.Row():
@@ -76,7 +81,7 @@ def _sampling(service: Service, model_doctor: Any) -> dict[str, Any]:
     new_seed.click(None, None, inputs["seed"], js=_DICE, api_visibility="private")
     size = [inputs["width"], inputs["height"]]
     aspect.input(set_aspect, [aspect, *size], size, **_QUIET)
-    return inputs
+    return inputs, old_seed
 
 
 def set_aspect(aspect: str, width: Any, height: Any) -> tuple[Any, Any]:
@@ -87,10 +92,10 @@ def set_aspect(aspect: str, width: Any, height: Any) -> tuple[Any, Any]:
         return gr.skip(), gr.skip()
 
 
-def _start() -> dict[str, Any]:
-    """A picture to begin from, and what of it is painted anew."""
+def _start() -> tuple[dict[str, Any], Any]:
+    """A picture to begin from, and what of it is painted anew; also the part of the page that holds them."""
     inputs: dict[str, Any] = {}
-    with gr.Accordion("Begin from a picture", open=False, elem_id="start"), gr.Group():
+    with gr.Accordion("Begin from a picture", open=False, elem_id="start") as beginning, gr.Group():
         inputs["init_image"] = upload(
             label="Picture", sources=["upload", "clipboard", "webcam"], height=240, elem_id="init-image", elem_classes="source"
         )
@@ -99,7 +104,11 @@ def _start() -> dict[str, Any]:
             inputs["strength"] = component(RenderRequest, "strength", min_width=180, elem_id="strength")
             inputs["resize"] = component(RenderRequest, "resize", info="How it is brought to the size.", min_width=120)
         inputs["paste_back"] = component(RenderRequest, "paste_back")
-    return inputs
+        inputs["inversion.on"] = gr.Checkbox(False, label="Its own noise", info="Begin from the noise it would have been drawn from.")
+        with gr.Row():
+            what = {"prompt": "What it shows", "iterations": "Corrections a step"}
+            inputs |= {f"inversion.{name}": component(Inversion, name, label=label, min_width=140) for name, label in what.items()}
+    return inputs, beginning
 
 
 def _more() -> dict[str, Any]:
@@ -117,6 +126,9 @@ def _more() -> dict[str, Any]:
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("eta", "tile_vae")}
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in GUIDANCE}
+        with gr.Row():
+            inputs["loras"] = gr.Textbox("", label="LoRAs", info=LORAS, min_width=200, elem_id="loras")
+            inputs["vae"] = component(RenderRequest, "vae", label="VAE", min_width=200, elem_id="vae")
     return inputs
 
 
@@ -173,19 +185,26 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
     inputs, every = parts.inputs, list(parts.inputs.values())
     said = [parts.model_doctor, parts.doctor]
     stored = _remember(page, parts, handlers)
-    greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"]], **_QUIET)
+    greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"], inputs["model"]], **_QUIET)
     greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(handlers.examine, every, said, **_QUIET)
     changed = [one.change for one in every]
     gr.on(changed, handlers.examine, every, said, trigger_mode="always_last", queue=False, **_QUIET)
     units.wire(made, {name: inputs[name] for name in ("width", "height")})
+    kinds, networks = ([inputs[f"control.{i}.{name}"] for i in range(MAX_CONTROLS)] for name in ("kind", "model"))
+    fitting: dict[str, Any] = {"inputs": [inputs["model"], *kinds], "outputs": networks} | _QUIET
+    greeted.then(handlers.offer_networks, **fitting)
+    gr.on([one.change for one in (inputs["model"], *kinds)], handlers.offer_networks, trigger_mode="always_last", queue=False, **fitting)
     inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
     outputs = [getattr(parts, name) for name in RESULTS]
     parts.render.click(handlers.render, every, outputs, concurrency_limit=None, show_progress="hidden", api_name="render")
     parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
     parts.run.select(handlers.choose, parts.taken, outputs, **_QUIET)
-    after["reuse_seed"].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
-    after["start_from"].click(handlers.start_from, parts.chosen, inputs["init_image"], **_QUIET)
-    after["control_from"].click(handlers.control_from, parts.chosen, [inputs["control.0.image"], inputs["control.0.ready"]], **_QUIET)
+    for name in ("reuse_seed", "old_seed"):
+        after[name].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
+    after["start_from"].click(handlers.start_from, parts.chosen, [inputs["init_image"], after["beginning"]], **_QUIET)
+    for i, button in [(0, after["control_from"]), *enumerate(made.lasts)]:
+        taken = [inputs[f"control.{i}.image"], inputs[f"control.{i}.ready"], inputs[f"control.{i}.on"], parts.columns[i]]
+        button.click(handlers.control_from, parts.chosen, taken, **_QUIET)
     again = [inputs[name] for name in ("seed", "variation_strength", "variation_seed", "hires.on")]
     for name in ("vary", "upscale"):
         after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).then(

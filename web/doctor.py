@@ -4,12 +4,15 @@ import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from core.request import RenderRequest
+from core.errors import LimnError
+from core.request import ControlUnit, RenderRequest
 from renderer import Renderer, examine
 
 if TYPE_CHECKING:
     from pipelines.doctor import Finding
     from pipelines.engine import Engine
+
+_NETWORKS = ("controlnet", "adapter")
 
 
 class Doctor:
@@ -26,6 +29,31 @@ class Doctor:
             request = request.model_copy(update={"model": self._renderer.model})
         with self._lock:
             return examine(request, self._engine)
+
+    def networks(self, kind: str, model: str) -> list[str]:
+        """The ControlNets beside a model and among the installed ones that fit it and the kind, by the names that a request calls them."""
+        from pipelines.catalogue import installed
+        from pipelines.engine import resolve
+
+        try:
+            base = resolve(model or self._renderer.model, fetch=False).resolve()
+        except LimnError:
+            return []
+        beside = [_short(path) for path in sorted(base.parent.glob("controlnet-*"))]
+        names = dict.fromkeys([*beside, *(one.name for one in installed() if one.kind in _NETWORKS and one.source != "embedded")])
+        return [name for name in names if self._fits(name, kind, model)]
+
+    def _fits(self, name: str, kind: str, model: str) -> bool:
+        unit = ControlUnit(kind=kind, image=Path(__file__), ready=True, model=name)  # any file: only the network is asked about
+        request = RenderRequest(controls=(unit,))
+        if model:
+            request = request.model_copy(update={"model": model})
+        return not any(finding.about.startswith("control") for finding in self.examine(request))
+
+
+def _short(path: Path) -> str:
+    """A path from here where it lies below."""
+    return str(path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path)
 
 
 def _beside(engine: "Engine") -> "Engine":

@@ -45,8 +45,10 @@ def properties(model: type[BaseModel], name: str) -> dict[str, Any]:
     }
     if sort == "choice":
         made["choices"] = [(str(choice), choice) for choice in get_args(without_none(field.annotation))]
+    if made["value"] is None:
+        made["value"] = ""  # a number component shows None as 0; `web.settings.typed` reads it back
     if sort == "text":
-        made["value"] = "" if made["value"] is None else str(made["value"])
+        made["value"] = str(made["value"])
     step = bound(field.metadata, "multiple_of")
     if sort == "number":
         made["step"] = step or (1 if without_none(field.annotation) is int else None)

@@ -14,16 +14,19 @@ from typing import Any
 from pydantic import ValidationError
 
 import controls
+from batch.rows import parse_lora
 from controls.prepare import Prepared, load_map
 from core.errors import BadImage, BadRequest
 from core.files import publish, sha256_file
 from core.images import decode, encode_png, sha256_pixels
 from core.provenance import Record
-from core.request import MAX_CONTROLS, ControlUnit, Hires, RenderRequest, build_request, explain
-from web.settings import slots
+from core.request import MAX_CONTROLS, ControlUnit, Frozen, Hires, Inversion, LoraUnit, RenderRequest, build_request, explain
+from web.settings import slots, typed
 
 Values = Mapping[str, Any]
 
+# Parts of a request that are there when their switch is on: `hires.on`, `hires.scale`, …
+SWITCHED: Mapping[str, type[Frozen]] = {"hires": Hires, "inversion": Inversion}
 PAINTED = Path(__file__)  # stands for what is painted where only the presence of a file counts
 _PAINTED = "data:image/png;base64,"
 
@@ -34,11 +37,11 @@ def read_request(values: Values, out: Path, model: str) -> RenderRequest:
     Raises:
         BadRequest, BadImage: a value or a picture is refused.
     """
-    asked = _plain_fields(values, model)
-    build_request(asked)
-    for i in range(MAX_CONTROLS):  # everything is checked before anything is written
+    sketch_request(values, model)  # everything is checked before anything is written
+    for i in range(MAX_CONTROLS):
         if values.get(f"control.{i}.on"):
             check_unit(values, i)
+    asked = _plain_fields(values, model)
     asked["controls"] = [read_unit(values, i, out) for i in range(MAX_CONTROLS) if _is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = keep_picture(Path(values["init_image"]), out)
@@ -145,14 +148,16 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
     could name any file of this machine.
     """
     values: dict[str, Any] = {
-        name: value for name, value in request if name not in ("controls", "init_image", "mask", "hires", "loras", "model")
+        name: value for name, value in request if name not in ("controls", "init_image", "mask", "loras", "vae", "model", *SWITCHED)
     }
     lost: list[str] = []
     if "model" in request.model_fields_set:
         values["model"] = request.model
-    values["hires.on"] = request.hires is not None
-    if request.hires is not None:
-        values |= {f"hires.{name}": value for name, value in request.hires}
+    values |= {"vae": request.vae or "", "loras": ", ".join(map(lora_text, request.loras))}
+    for owner in SWITCHED:
+        part = getattr(request, owner)
+        values[f"{owner}.on"] = part is not None
+        values |= {f"{owner}.{name}": value for name, value in part or ()}
     values["init_image"] = _found(request.init_image, out, record.init_sha256 if record else None)
     if request.init_image is not None and values["init_image"] is None:
         lost.append("the picture it began from")
@@ -164,14 +169,20 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
         if image is None:
             lost.append(f"the picture of control {i + 1} ({unit.kind})")
         region = _found(unit.mask, out, known.mask_sha256 if known else None)
-        values |= {f"control.{i}.{name}": getattr(unit, name) for name in ("kind", "ready", "weight", "mode", "resize")}
+        values |= {f"control.{i}.{name}": getattr(unit, name) for name in ("kind", "ready", "weight", "mode", "resize", "processor_px")}
         values |= {f"control.{i}.image": image, f"control.{i}.painting": "" if region is None else painting(Path(region))}
         values |= {f"control.{i}.window": [unit.start, unit.end], f"control.{i}.model": unit.model or "", f"control.{i}.on": True}
+        values[f"control.{i}.layer_weights"] = " ".join(f"{weight:g}" for weight in unit.layer_weights)
         params = controls.get(unit.kind).parse_params(unit.params)
         values |= {f"control.{i}.{slot}": getattr(params, name) for name, slot in slots(type(params)).items()}
     for i in range(len(request.controls), MAX_CONTROLS):
         values |= {f"control.{i}.on": False, f"control.{i}.image": None, f"control.{i}.painting": ""}
     return values, lost
+
+
+def lora_text(lora: LoraUnit) -> str:
+    """A LoRA as it is typed: `bold=0.8`, or `bold=0.8:0.5` with a weight of its own for the text encoders."""
+    return f"{lora.name}={lora.weight:g}" + ("" if lora.text_weight is None else f":{lora.text_weight:g}")
 
 
 def painting(path: Path) -> str:
@@ -181,11 +192,16 @@ def painting(path: Path) -> str:
 
 def _plain_fields(values: Values, model: str) -> dict[str, Any]:
     """The request's fields without its pictures and controls."""
-    asked = {name: value for name, value in values.items() if name in RenderRequest.model_fields and name not in ("init_image", "mask")}
+    plain = {name: value for name, value in values.items() if name in RenderRequest.model_fields and name not in ("init_image", "mask")}
+    asked = typed(RenderRequest, plain)
     if str(asked.get("model") or "").strip() in ("", model):
         asked.pop("model", None)
-    if values.get("hires.on"):
-        asked["hires"] = {name: values[f"hires.{name}"] for name in Hires.model_fields if f"hires.{name}" in values}
+    if isinstance(asked.get("loras"), str):
+        asked["loras"] = [parse_lora(text.strip()) for text in asked["loras"].split(",") if text.strip()]
+    for owner, model_of in SWITCHED.items():
+        if values.get(f"{owner}.on") and (owner != "inversion" or values.get("init_image")):
+            own = {name: values[f"{owner}.{name}"] for name in model_of.model_fields if f"{owner}.{name}" in values}
+            asked[owner] = typed(model_of, own)
     return asked
 
 
@@ -197,11 +213,11 @@ def _is_given(values: Values, index: int) -> bool:
 def _unit(values: Values, index: int) -> ControlUnit:
     """A control unit as it stands on the page; its picture is where the browser's upload lies."""
     prefix = f"control.{index}."
-    asked = {name: values[prefix + name] for name in ControlUnit.model_fields if name not in ("mask",) and prefix + name in values}
+    own = {name: values[prefix + name] for name in ControlUnit.model_fields if name != "mask" and prefix + name in values}
+    asked = typed(ControlUnit, own)
     asked["image"] = asked.get("image") or "painting.png"
     control = controls.get(str(asked["kind"]))
-    asked["model"] = str(asked.get("model") or "").strip() or None
-    asked["params"] = {name: values[prefix + slot] for name, slot in slots(control.params).items()}
+    asked["params"] = typed(control.params, {name: values[prefix + slot] for name, slot in slots(control.params).items()})
     control.parse_params(asked["params"])
     window = values.get(f"{prefix}window")
     if not isinstance(window, list | tuple) or len(window) != 2:

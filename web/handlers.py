@@ -7,6 +7,7 @@ from typing import Any
 
 import gradio as gr
 
+import controls
 from core.errors import Cancelled, LimnError
 from core.provenance import read_record
 from core.request import MAX_CONTROLS
@@ -64,8 +65,14 @@ class Handlers:
             yield {self.parts.state: gr.skip()}
         problem = self.service.problem
         yield {
-            self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready")
+            self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready"),
+            inputs["model"]: gr.update(choices=self.service.models()),
         }
+
+    def offer_networks(self, model: str, *kinds: str) -> list[Any]:
+        """For every unit the ControlNets that fit the model and the unit's kind."""
+        found = {kind: self.service.networks(kind, str(model or "")) for kind in {*kinds} & {*controls.names()}}
+        return [gr.update(choices=["", *found.get(kind, [])]) for kind in kinds]
 
     def count_tokens(self, prompt: str) -> str:
         """How long the prompt is for the model."""
@@ -128,15 +135,15 @@ class Handlers:
 
     def reuse_seed(self, chosen: str) -> Any:
         """The shown picture's seed."""
-        return read_record(Path(chosen)).seed if chosen else NOTHING
+        return read_record(Path(self._known(chosen))).seed
 
-    def start_from(self, chosen: str) -> Any:
-        """The shown picture as the one to begin from."""
-        return self._copy(chosen) if chosen else NOTHING
+    def start_from(self, chosen: str) -> list[Any]:
+        """The shown picture as the one to begin from, in sight."""
+        return [self.copy(self._known(chosen)), gr.update(open=True)]
 
     def control_from(self, chosen: str) -> list[Any]:
-        """The shown picture as the first control's."""
-        return [self._copy(chosen), False] if chosen else [gr.skip(), gr.skip()]
+        """The shown picture as a control's: image, ready, on, in sight."""
+        return [self.copy(self._known(chosen)), False, True, gr.update(visible=True)]
 
     def vary(self, chosen: str) -> Changes:
         """The settings of a small variation of the shown picture."""
@@ -185,17 +192,17 @@ class Handlers:
             if values[f"{prefix}on"]:
                 kind = values[f"{prefix}kind"]
                 for slot, shown in zip(pool(), settings_of(kind), strict=True):
-                    own = {"value": values[prefix + slot]} if prefix + slot in values else {}
+                    own = {"value": _held(values[prefix + slot])} if prefix + slot in values else {}
                     changes[inputs[prefix + slot]] = gr.update(**(shown | own))
             changes[self.parts.columns[i]] = gr.update(visible=values[f"{prefix}on"])
         for name, value in values.items():
             if name in inputs and inputs[name] not in changes:
-                changes[inputs[name]] = self._copy(value) if value and name.endswith("image") else value
+                changes[inputs[name]] = (self.copy(value) if value else None) if name.endswith("image") else _held(value)
         return changes
 
     def _finished(self, news: Finished) -> Changes:
         taken = [str(path) for path in news.paths]
-        thumbnails = [self._copy(path) for path in taken] if len(taken) > 1 else []
+        thumbnails = [self.copy(path) for path in taken] if len(taken) > 1 else []
         return self._idle() | self._show(taken[-1]) | {
             self.parts.taken: taken,
             self.parts.run: gr.update(value=thumbnails, visible=bool(thumbnails), selected_index=None),
@@ -207,7 +214,7 @@ class Handlers:
         request = pictures.alone(record)
         scores = [None if control.fidelity is None else control.fidelity for control in record.controls]
         sentences = [words.fidelity(unit.kind, score) for unit, score in zip(request.controls, scores, strict=True)]
-        copy = self._copy(path)
+        copy = self.copy(path)
         return {
             self.parts.picture: copy,
             self.parts.chosen: path,
@@ -218,9 +225,14 @@ class Handlers:
             self.parts.overlay: gr.update(value=None, visible=False),
         }
 
-    def _copy(self, path: str) -> str:
+    def copy(self, path: str) -> str:
         """A copy that may be served: nothing else in the output folder can be reached."""
         return str(self.parts.download.move_resource_to_block_cache(path))
+
+    def _known(self, chosen: str) -> str:
+        if not chosen:
+            raise gr.Error("Nothing has been drawn yet: render a picture first.", print_exception=False)
+        return chosen
 
     def _busy(self) -> Changes:
         return {self.parts.render: gr.update(interactive=False), self.parts.cancel: gr.update(interactive=True)}
@@ -243,3 +255,8 @@ class Handlers:
         if asked.get("init_image"):
             names[f"{Path(asked['init_image']).parent}/"] = ""
         return words.plain(str(error), names)
+
+
+def _held(value: Any) -> Any:
+    """A setting as its component holds it: a number component shows None as 0."""
+    return "" if value is None else value

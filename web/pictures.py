@@ -16,11 +16,12 @@ from core.images import decode, read_png_text
 from core.provenance import Record, read_record
 from core.request import ControlUnit, RenderRequest, build_request
 from web.foreign import read_foreign
+from web.form import lora_text
 
 VARIED = 0.2  # how far a variation goes
 
 _OPTIONS = {"negative_prompt": "--negative", "guidance_scale": "--guidance"}
-_ELSEWHERE = ("width", "height", "controls", "hires", "loras", "paste_back")
+_ELSEWHERE = ("width", "height", "controls", "hires", "inversion", "loras", "paste_back")
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,9 @@ def as_command(request: RenderRequest) -> str:
         words += ["--control", _control(unit)]
     if request.hires is not None:
         words += ["--hires", ",".join(f"{name}={value}" for name, value in request.hires if value is not None)]
+    words += [] if request.inversion is None else ["--inversion", request.inversion.prompt]
     for lora in request.loras:
-        text = "" if lora.text_weight is None else f":{lora.text_weight:g}"
-        words += ["--lora", f"{lora.name}={lora.weight:g}{text}"]
+        words += ["--lora", lora_text(lora)]
     return shlex.join(words)
 
 

@@ -5,11 +5,9 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from pydantic import ValidationError
-
 import controls
 from core.errors import BadRequest
-from core.request import MAX_CONTROLS, Hires, RenderRequest, build_request
+from core.request import MAX_CONTROLS, RenderRequest
 from web import form
 from web.settings import slots
 
@@ -20,7 +18,8 @@ _PICTURES = ("image", "mask", "painting", "init_image")
 def version() -> str:
     """Changes when a field, a kind of control or its settings do: what was stored for others means nothing then."""
     kinds = {kind: slots(controls.get(kind).params) for kind in controls.names()}
-    text = json.dumps([1, kinds, list(RenderRequest.model_fields), list(Hires.model_fields)])
+    switched = {owner: list(model.model_fields) for owner, model in form.SWITCHED.items()}
+    text = json.dumps([1, kinds, list(RenderRequest.model_fields), switched])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -41,8 +40,10 @@ def read(stored: Any) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.get("version") != version() or not isinstance(stored.get("values"), dict):
         return {}
     values = {name: stored["values"][name] for name in kept(list(map(str, stored["values"]))) if name in stored["values"]}
-    found = {name: value for name, value in values.items() if name in RenderRequest.model_fields and _is_field(name, value)}
-    found |= {name: value for name, value in values.items() if name.startswith("hires.") and _is_second_pass(name, value)}
+    fields = {f"{owner}.{own}" for owner, model in form.SWITCHED.items() for own in ("on", *model.model_fields)} | {
+        *RenderRequest.model_fields
+    }
+    found = {name: value for name, value in values.items() if name in fields - {"controls"} and _is_field(name, value)}
     for i in range(MAX_CONTROLS):
         prefix = f"control.{i}."
         unit = {name: value for name, value in values.items() if name.startswith(prefix)}
@@ -54,19 +55,13 @@ def read(stored: Any) -> dict[str, Any]:
 
 
 def _is_field(name: str, value: Any) -> bool:
-    try:
-        build_request({name: value})
-    except BadRequest:
-        return False
-    return True
-
-
-def _is_second_pass(name: str, value: Any) -> bool:
-    if name == "hires.on":
+    owner, _, own = name.partition(".")
+    if own == "on":
         return isinstance(value, bool)
     try:
-        Hires.model_validate({name.removeprefix("hires."): value})
-    except ValidationError:
+        with_part = {f"{owner}.on": True, "init_image": str(form.PAINTED) if owner == "inversion" else None} if own else {}
+        form.sketch_request({name: value} | with_part, "")
+    except BadRequest:
         return False
     return True
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from controls.prepare import load_map
 from core.control import Image
 from core.errors import Cancelled, LimnError, QueueFull
 from core.request import RenderRequest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from pipelines.doctor import Finding
+    from renderer.renderer import LoadMap
 
 CAPACITY = 32
 PER_VISITOR = 4
@@ -63,7 +65,10 @@ News = Waiting | Drawing | Finished
 
 
 class Job:
-    """One visitor's request on its way."""
+    """One visitor's request on its way. publish: whether its pictures are; load_map: as `Renderer.load_map`, if another."""
+
+    publish = True
+    load_map: "LoadMap | None" = None
 
     def __init__(self, request: RenderRequest, visitor: str, withdraw: "Callable[[Job], None]") -> None:
         self.request, self.visitor = request, visitor
@@ -128,13 +133,14 @@ class Service:
         """Begin to load the model, then to draw, in a thread of its own."""
         threading.Thread(target=self._run, name="limn-renderer", daemon=True).start()
 
-    def submit(self, request: RenderRequest, visitor: str) -> Job:
-        """Put a request into the queue.
+    def submit(self, request: RenderRequest, visitor: str, *, publish: bool = True, load_map: "LoadMap | None" = None) -> Job:
+        """Put a request into the queue. publish, load_map: see `Job`.
 
         Raises:
             QueueFull: too many are waiting, of all visitors or of this one.
         """
         job = Job(request, visitor, self._withdraw)
+        job.publish, job.load_map = publish, load_map
         with self._changed:
             mine = sum(one.visitor == visitor for one in (self._drawing, *self._waiting) if one is not None)
             if mine >= PER_VISITOR:
@@ -147,18 +153,14 @@ class Service:
         return job
 
     def models(self) -> list[str]:
-        """Models to choose from: the one that is loaded, and those that are installed."""
-        from renderer import ROOT
+        """Models to choose from: the one that is loaded, and all that are installed."""
+        from pipelines.catalogue import installed
 
-        installed = [folder.parent for folder in sorted((ROOT / "models").glob("*/base"))]
-        return list(dict.fromkeys([self.model, *(folder.name for folder in installed if folder.name == "toyland")]))
+        return list(dict.fromkeys([self.model, *(one.name for one in installed() if one.kind == "model" and not one.problem)]))
 
-    def networks(self) -> list[str]:
-        """ControlNets that lie beside the model."""
-        from renderer import ROOT
-
-        base = ROOT / "models" / "toyland" / "base" if self.model == "toyland" else Path(self.model)
-        return [_short(folder) for folder in sorted(base.parent.glob("controlnet-*"))] if base.is_dir() else []
+    def networks(self, kind: str, model: str) -> list[str]:
+        """The ControlNets of this machine that fit a kind and a model; none while the model is loading."""
+        return [] if self._doctor is None else self._doctor.networks(kind, model)
 
     def count_tokens(self, prompt: str) -> tuple[int, int] | None:
         """(tokens of the prompt, room for them); None while the model is loading, or where it reads text otherwise.
@@ -253,8 +255,13 @@ class Service:
         job.tell(Waiting(0))
         renderer = self._open()
         reporter = _Reporter(job)
-        found = [(picture, picture.save(self.out)) for picture in renderer.stream(job.request, reporter)]
-        return Finished(tuple(picture for picture, _ in found), tuple(path for _, path in found), time.perf_counter() - reporter.began)
+        pictures, paths = [], []
+        renderer.load_map = job.load_map or load_map
+        for picture in renderer.stream(job.request, reporter):
+            pictures.append(picture)
+            if job.publish:
+                paths.append(picture.save(self.out))
+        return Finished(tuple(pictures), tuple(paths), time.perf_counter() - reporter.began)
 
 
 class _Reporter:
@@ -285,11 +292,6 @@ class _Reporter:
             self._first_step, self._first_done = now, done
             return None
         return (now - self._first_step) / (done - self._first_done) * (total - done)
-
-
-def _short(folder: Path) -> str:
-    """A path from here where it lies below."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)
 
 
 def _explained(error: Exception) -> LimnError:

@@ -5,6 +5,7 @@ A slot is called by its sort and a number, as in `slider 2`.
 
 import types
 from collections import Counter
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -50,6 +51,12 @@ def slots(model: type[BaseModel]) -> dict[str, str]:
         found[name] = f"{sort} {seen[sort]}"
         seen[sort] += 1
     return found
+
+
+def typed(model: type[BaseModel], values: Mapping[str, Any]) -> dict[str, Any]:
+    """What components hold, by field, as the model takes it: an empty one is nothing where a field may be nothing."""
+    empty = {name for name, field in model.model_fields.items() if without_none(field.annotation) is not field.annotation}
+    return {name: value.strip() or None if name in empty and isinstance(value, str) else value for name, value in values.items()}
 
 
 @cache

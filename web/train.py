@@ -142,7 +142,7 @@ class _Train:
         kind = next(
             (name for name in (data.get("kind"), data.get("condition")) if isinstance(name, str) and name in controls.names()), None
         )
-        known = ["", *self.create.service.networks(), path]
+        known = ["", path]  # what else fits follows from the kind and the model
         changes: Changes = {
             inputs["control.0.on"]: True,
             self.create.parts.columns[0]: gr.update(visible=True),

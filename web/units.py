@@ -17,6 +17,7 @@ from web.upload import upload
 from web.widgets import painter, window
 
 NETWORK = "By default the one that belongs to the model and the kind."
+LEVELS = "A factor for each of its levels, outermost first, with spaces between; empty for 1 everywhere."
 FIRST = "canny"
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
@@ -38,22 +39,24 @@ class Units:
     notes: list[Any]
     add: Any
     removes: list[Any]
+    lasts: list[Any]
 
 
-def layout(networks: list[str]) -> Units:
-    """The units, of which the first is shown. networks: the ControlNets that are offered by name."""
+def layout() -> Units:
+    """The units, of which the first is shown."""
     inputs: dict[str, Any] = {}
-    columns, maps, notes, removes = [], [], [], []
+    columns, maps, notes, removes, lasts = [], [], [], [], []
     for i in range(MAX_CONTROLS):
         with gr.Column(visible=i == 0, elem_id=f"unit-{i}", elem_classes="unit") as column, gr.Group():
-            made, map_, note, remove = _unit(i, networks)
+            made, map_, note, (remove, last) = _unit(i)
         inputs |= made
         columns.append(column)
         maps.append(map_)
         notes.append(note)
         removes.append(remove)
+        lasts.append(last)
     add = gr.Button("Add a control", size="sm", elem_id="add-control")
-    return Units(inputs, columns, maps, notes, add, removes)
+    return Units(inputs, columns, maps, notes, add, removes, lasts)
 
 
 def wire(units: Units, size: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ def wire(units: Units, size: dict[str, Any]) -> None:
             handlers.show_map, given, shown, **_QUIET
         )
         image.upload(handlers.notice_map, [kind, image], ready, **_QUIET)
-        shaping = ("ready", "image", "resize", *pool())
+        shaping = ("ready", "image", "resize", "processor_px", *pool())
         gr.on(
             [one.change for one in (*(own[f"{prefix}{name}"] for name in shaping), *size.values())],
             handlers.show_map,
@@ -115,8 +118,8 @@ class _UnitHandlers:
         return {self.map: prepared_map.map_HWC if prepared_map else None, self.note: words.note(warnings)}
 
 
-def _unit(i: int, networks: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
-    """One unit: its inputs by name, its map, what is to be said about it, and the button that removes it."""
+def _unit(i: int) -> tuple[dict[str, Any], Any, Any, tuple[Any, Any]]:
+    """One unit: its inputs by name, its map, what is to be said about it, and the buttons that remove it and that take the last result."""
     prefix = f"control.{i}."
     inputs: dict[str, Any] = {f"{prefix}on": gr.Checkbox(i == 0, visible=False)}
     with gr.Row(elem_classes="unit-head"):
@@ -125,6 +128,7 @@ def _unit(i: int, networks: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
         inputs[f"{prefix}ready"] = component(
             ControlUnit, "ready", info="It is the finished map.", scale=2, min_width=120, elem_id=f"ready-{i}"
         )
+        last = gr.Button("Last result", size="sm", scale=0, min_width=96, elem_id=f"last-{i}")
         remove = gr.Button("Remove", size="sm", scale=0, min_width=86, elem_id=f"remove-{i}")
     with gr.Row():
         inputs[f"{prefix}image"] = upload(
@@ -146,6 +150,9 @@ def _unit(i: int, networks: list[str]) -> tuple[dict[str, Any], Any, Any, Any]:
             inputs[f"{prefix}resize"] = component(ControlUnit, "resize", info=None, min_width=120, elem_id=f"resize-{i}")
             inputs[f"{prefix}mode"] = component(ControlUnit, "mode", info=None, min_width=120, elem_id=f"mode-{i}")
         inputs[f"{prefix}model"] = gr.Dropdown(
-            ["", *networks], value="", label="ControlNet", info=NETWORK, allow_custom_value=True, elem_id=f"controlnet-{i}"
+            [""], value="", label="ControlNet", info=NETWORK, allow_custom_value=True, elem_id=f"controlnet-{i}"
         )
-    return inputs, map_, note, remove
+        with gr.Row():
+            inputs[f"{prefix}processor_px"] = component(ControlUnit, "processor_px", label="Extracted at", min_width=160)
+            inputs[f"{prefix}layer_weights"] = gr.Textbox("", label="Level weights", info=LEVELS, min_width=160)
+    return inputs, map_, note, (remove, last)

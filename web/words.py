@@ -1,6 +1,7 @@
 """What the page says, in plain words."""
 
 import datetime
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -73,8 +74,9 @@ def duration(seconds: float) -> str:
 
 def plain(message: str, names: Mapping[str, str]) -> str:
     """A message as one sentence for the page: `names` replaces what only the server knows (its paths) by what the visitor knows."""
-    for ours, theirs in names.items():
-        message = message.replace(ours, theirs)
+    if names:  # all at once: what has been put in place of one is not another one
+        known = re.compile("|".join(re.escape(ours) for ours in sorted(names, key=len, reverse=True)))
+        message = known.sub(lambda found: names[found[0]], message)
     message = " ".join(message.split())
     return f"{message[:1].upper()}{message[1:]}" + ("" if message.endswith((".", "!", "?")) else ".")
 

@@ -50,10 +50,10 @@ class Caller:
         self.names = [properties[number].get("elem_id") for number in call["inputs"]]
         self.values = [properties[number].get("value") for number in call["inputs"]]
 
-    def ask(self, seed: int) -> Any:
-        """A small picture with this seed; a promise."""
+    def ask(self, seed: int, **changed: Any) -> Any:
+        """A picture with this seed, small unless its size is among what is `changed` (by element id); a promise."""
         values = list(self.values)
-        for name, value in {"steps": 1, "width": 64, "height": 64, "seed": seed}.items():
+        for name, value in ({"steps": 1, "width": 64, "height": 64, "seed": seed} | changed).items():
             values[self.names.index(name)] = value
         return self.client.submit(*values, api_name="/render")
 

@@ -1,13 +1,12 @@
 """The page as it is, photographed for the README and for whoever changes how it looks: `make screenshots`."""
 
-import shutil
 import sys
 import tempfile
 from pathlib import Path
 
 from playwright.sync_api import Page, sync_playwright
 
-from tests.web.running import ROOT, serving
+from tests.web.running import ROOT, chromium, serving
 
 PROMPT = "a red sphere left of a blue cube on grass at sunset"
 SIZES = {"light": (1280, 1000), "dark": (1280, 1000), "narrow": (400, 900)}
@@ -31,9 +30,8 @@ def photograph(page: Page, folder: Path, name: str) -> None:
 def main(folder: Path) -> None:
     """Every size and theme, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     with tempfile.TemporaryDirectory() as out, serving(Path(out)) as site, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
         for name, (width, height) in SIZES.items():
             context = browser.new_context(viewport={"width": width, "height": height})
             context.set_default_timeout(PATIENCE_MS)

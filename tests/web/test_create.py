@@ -71,7 +71,6 @@ def test_a_run_of_several_and_what_can_be_done_with_one(page: Page, tmp_path: Pa
     record = download(page, tmp_path / "varied.png")
     assert (record.request.seed, record.request.variation_strength) == (7, 0.2)
     page.locator("#do-start-from").click()
-    page.locator("#start button").first.click()
     expect(page.locator("#init-image img")).to_be_visible()
     render(page, steps=2)
     expect(page.locator("#command")).to_contain_text("--init-image")

@@ -39,7 +39,7 @@ class Example(Frozen):
         ("which", "Dropdown", {"choices": [("left", "left"), ("right", "right")], "value": "right"}),
         ("note", "Textbox", {"value": "text"}),
         ("where", "Textbox", {"value": ""}),
-        ("maybe", "Number", {"value": None}),
+        ("maybe", "Number", {"value": ""}),
     ],
 )
 def test_a_field_has_its_component(name: str, kind: str, expected: dict[str, Any]) -> None:
@@ -48,6 +48,12 @@ def test_a_field_has_its_component(name: str, kind: str, expected: dict[str, Any
     made = component(Example, name)
     assert type(made).__name__ == kind
     assert {key: getattr(made, key) for key in expected} == expected
+
+
+def test_an_empty_component_is_nothing_where_a_field_may_be_nothing() -> None:
+    held = {"maybe": "", "where": " ", "note": "", "few": ""}
+    assert settings.typed(Example, held) == {"maybe": None, "where": None, "note": "", "few": ""}
+    assert settings.typed(Example, {"maybe": 3, "where": "x"}) == {"maybe": 3, "where": "x"}
 
 
 def test_overrides_win_and_strange_types_are_our_mistake() -> None:
@@ -75,7 +81,7 @@ def test_every_setting_has_a_slot_of_its_own(kind: str) -> None:
     assert {slot for slot, one in shown.items() if one["visible"]} == set(used.values())
     assert len(set(used.values())) == len(params.model_fields)
     values = {name: shown[slot]["value"] for name, slot in used.items()}
-    assert params.model_validate(values) == params.model_validate({})
+    assert params.model_validate(settings.typed(params, values)) == params.model_validate({})
 
 
 @pytest.mark.parametrize("kind", controls.names())
@@ -86,4 +92,4 @@ def test_every_kind_of_control_can_be_shown(kind: str) -> None:
     made = components(params, kind)
     assert list(made) == [f"{kind}.{name}" for name in params.model_fields]
     shown = {name.partition(".")[2]: component.value for name, component in made.items()}
-    assert params.model_validate(shown) == params.model_validate({})
+    assert params.model_validate(settings.typed(params, shown)) == params.model_validate({})

@@ -14,7 +14,7 @@ from controls.prepare import load_map
 from core.errors import BadImage, BadRequest
 from core.images import decode
 from core.provenance import ControlRecord, Record, WeightFile
-from core.request import MAX_CONTROLS, ControlUnit, RenderRequest
+from core.request import MAX_CONTROLS, ControlUnit, Inversion, RenderRequest
 from tests import tinymodels
 from web import form
 from web.settings import slots
@@ -30,7 +30,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def values(**changed: Any) -> dict[str, Any]:
     """What the page holds when it opens, apart from what is `changed` (`control__weight` for `control.weight`)."""
     opened: dict[str, Any] = {
-        name: field.default for name, field in RenderRequest.model_fields.items() if name not in ("model", "controls")
+        name: field.default for name, field in RenderRequest.model_fields.items() if name not in ("model", "controls", "inversion")
     }
     for i in range(MAX_CONTROLS):
         unit = {"on": i == 0, "kind": "canny", "image": None, "ready": False, "weight": 1, "window": [0, 1], "model": ""}
@@ -148,6 +148,20 @@ def test_units_that_were_removed_and_second_passes_that_are_off_do_not_count(pic
     hires = read(values() | more | {"hires.on": True}, tmp_path).hires
     assert hires is not None
     assert (hires.scale, hires.upscaler) == (1.5, "lanczos")
+
+
+def test_loras_another_autoencoder_and_inversion_are_typed(pictures: Path, tmp_path: Path) -> None:
+    asked = values(loras="bold=0.8:0.5, other", vae=" some/vae ", init_image=str(pictures / "photo.png"))
+    asked |= {"inversion.on": True, "inversion.prompt": "a photo", "inversion.iterations": 3}
+    asked |= {"control.0.image": asked["init_image"], "control.0.processor_px": 96, "control.0.layer_weights": "1 0.5"}
+    request = read(asked, tmp_path)
+    assert [(one.name, one.weight, one.text_weight) for one in request.loras] == [("bold", 0.8, 0.5), ("other", 1.0, None)]
+    assert (request.vae, request.inversion) == ("some/vae", Inversion(prompt="a photo", iterations=3))
+    assert (request.controls[0].processor_px, request.controls[0].layer_weights) == (96, (1.0, 0.5))
+    assert read(values() | form.shown(request, tmp_path)[0], tmp_path) == request
+    assert read(asked | {"inversion.on": False}, tmp_path).inversion is None
+    with pytest.raises(BadRequest, match=r"loras\.0\.weight"):
+        read(asked | {"loras": "bold=much"}, tmp_path)
 
 
 def test_what_the_page_shows_of_a_request_reads_as_that_request(pictures: Path, tmp_path: Path) -> None:

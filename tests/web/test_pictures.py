@@ -11,7 +11,7 @@ import pytest
 import cli
 from core.errors import BadImage, BadRequest
 from core.images import encode_png
-from core.request import ControlUnit, Hires, LoraUnit, RenderRequest
+from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest
 from web import pictures, sizes
 
 A1111 = """a cat, (sitting:1.2)
@@ -110,6 +110,12 @@ def test_a_loop_in_a_graph_ends(tmp_path: Path) -> None:
     assert pictures.read_settings(written(tmp_path, {"prompt": json.dumps(looped)})).request.prompt == ""
 
 
+def test_an_inversion_is_asked_for_by_its_prompt() -> None:
+    request = RenderRequest(init_image=Path("a.png"), inversion=Inversion(prompt="a photo of a cone"), vae="some/vae")
+    words = shlex.split(pictures.as_command(request))
+    assert words == ["limn", "render", "--vae", "some/vae", "--init-image", "a.png", "--inversion", "a photo of a cone"]
+
+
 def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     control = ControlUnit(kind="canny", image=Path("a, b.png"), params={"low": 20, "high": 200}, weight=0.5, end=0.7, mode="control")
     ready = ControlUnit(kind="depth", image=Path("d.png"), ready=True)
@@ -123,7 +129,7 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(request)
         return []
 
-    monkeypatch.setattr(cli.render, "open_renderer", lambda model: None)
+    monkeypatch.setattr(cli.render, "open_renderer", lambda *_: None)
     monkeypatch.setattr(cli.render, "stream", noted)
     monkeypatch.setattr("core.terminal.report", lambda *_: None)
     words = shlex.split(pictures.as_command(request))

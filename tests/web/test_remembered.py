@@ -55,6 +55,10 @@ def test_what_is_no_settings_is_ignored(found: Any) -> None:
         ("hires.scale", 99),
         ("hires.on", "x"),
         ("hires.nothing", 1),
+        ("inversion.iterations", 0),
+        ("loras", "bold=much"),
+        ("loras", ["bold"]),
+        ("controls", []),
     ],
 )
 def test_a_value_that_is_wrong_is_left_out_alone(name: str, value: Any) -> None:

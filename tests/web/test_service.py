@@ -103,6 +103,18 @@ def test_the_doctor_is_asked_while_a_picture_is_drawn_and_moves_no_weight(servic
     assert list(service._renderer.engine._bases) == loaded
 
 
+def test_only_networks_that_fit_are_offered(service: Service, idle: Service, models: Path) -> None:
+    assert idle.networks("canny", "") == []
+    assert service.loaded.wait(100)
+    offered = [Path(name).name for name in service.networks("canny", "")]
+    assert offered
+    assert all((models / name).is_dir() for name in offered)
+    assert service.networks("canny", "nobody/nothing") == []
+    assert service.networks("no such kind", "") == []
+    assert service.model in service.models()
+    assert "toyland" in service.models()
+
+
 def test_only_the_visitors_own_work_is_cancelled(service: Service) -> None:
     at_step(service, 3, lambda: service.cancel("somebody else"))
     assert finished(service.submit(request(steps=6), "me")).paths[0].is_file()

@@ -53,6 +53,8 @@ def test_fidelity_names_raw_values_and_what_cannot_be_measured(monkeypatch: pyte
 def test_a_message_becomes_a_sentence_without_our_paths() -> None:
     assert words.plain("'/tmp/x/photo.png' is\nmissing: check it", {"/tmp/x/": ""}) == "'photo.png' is missing: check it."
     assert words.plain("what now?", {}) == "What now?"
+    counted = {f"controls.{i}.": f"control {i + 1}: " for i in range(3)} | {f"control {i}: ": f"control {i + 1}: " for i in range(3)}
+    assert words.plain("controls.0.weight is 3", counted) == "Control 1: weight is 3."
 
 
 def test_html_is_escaped() -> None:
