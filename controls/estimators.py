@@ -26,7 +26,7 @@ EXPLAINED = "hub id, folder or .onnx file of the {} network; empty for the one t
 PUBLISHED = {
     "depth": "depth-anything/Depth-Anything-V2-Small-hf",
     "pose": "usyd-community/vitpose-base-simple",
-    "segmentation": "openmmlab/upernet-convnext-small",
+    "segmentation": "openmmlab/upernet-convnext-tiny",
     "mask": "facebook/sam-vit-base",
 }
 

@@ -201,7 +201,10 @@ class Mask:
         size = torch.tensor([columns, rows, columns, rows], dtype=torch.float32)
         asked: dict[str, Tensor] = {"input_boxes": (torch.tensor(box) * size)[None, None]}
         if point is not None:
-            asked |= {"input_points": (torch.tensor(point) * size[:2])[None, None, None], "input_labels": torch.ones(1, 1, 1, dtype=torch.long)}
+            asked |= {
+                "input_points": (torch.tensor(point) * size[:2])[None, None, None],
+                "input_labels": torch.ones(1, 1, 1, dtype=torch.long),
+            }
         output = run(self.network, pixel_values=pixels, multimask_output=False, **asked)
         found = output.pred_masks[0, :, :1].float()
         if not self.squeezed:
