@@ -3,6 +3,8 @@
 set -eu
 : "${LIMN_AUTH:?give the login as -e LIMN_AUTH=user:password}"
 out=${LIMN_OUT:-/data/outputs}
+data=${LIMN_DATA:-/data/datasets}
+runs=${LIMN_RUNS:-/data/runs}
 export HF_HOME="${HF_HOME:-/data/weights}"
 export PYTHONPATH="$(dirname "$0")/.."
-exec "${PYTHON:-python}" -m cli ui --listen --port "${LIMN_PORT:-7860}" --out "$out" "$@"
+exec "${PYTHON:-python}" -m cli ui --listen --port "${LIMN_PORT:-7860}" --out "$out" --data "$data" --runs "$runs" "$@"

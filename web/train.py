@@ -18,7 +18,7 @@ from web.train_check import Looked, look
 from web.train_folder import Told
 from web.train_process import Trainings
 
-HELP = "Pairs of pictures and what they are to obey. No dataset yet? `limn toyland build --count 2000 --out data/toyland` makes one."
+HELP = "Pairs of pictures and what they are to obey. No dataset yet? limn toyland build --count 2000 --out data/toyland makes one."
 MORE = "One key=value in a line, as limn train takes them; lists and tables stand only here."
 TICK_S = 2.0
 HEADS = {
@@ -224,7 +224,7 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     """What a training is made of: the few things that matter, then the rest, folded. The fields by key, and the choice of a preset."""
     values = train_settings.shown(train_settings.preset(train_settings.presets()[0]))
     fields: dict[str, Any] = {}
-    gr.HTML(words.note(HELP.replace("`", "")))
+    gr.HTML(words.note(HELP))
     with gr.Group():
         with gr.Row():
             info = "A folder or file on this machine."

@@ -36,7 +36,7 @@ def test_the_page_is_started_for_the_network_with_a_login(echo: str) -> None:
     started = run("start.sh", "--model", "x", PYTHON=echo, LIMN_AUTH="me:secret")
     assert started.returncode == 0
     assert "secret" not in started.stdout, "a command line is seen by everybody on the machine"
-    assert started.stdout.strip() == "-m cli ui --listen --port 7860 --out /data/outputs --model x"
+    assert started.stdout.strip() == "-m cli ui --listen --port 7860 --out /data/outputs --data /data/datasets --runs /data/runs --model x"
 
 
 @pytest.mark.parametrize(("device", "index", "calls"), [("cpu", True, 1), ("cuda", False, 2)])

@@ -18,7 +18,7 @@ def places(tmp_path: Path) -> Places:
     return Places(tmp_path / "runs", tmp_path / "data")
 
 
-def asked(places: Places, preset: str = "train", **values: Any) -> dict[str, Any]:
+def asked(places: Places, preset: str = train_settings.presets()[0], **values: Any) -> dict[str, Any]:
     """What the page holds after a preset was chosen and a dataset was named."""
     given = {"folder": str(places.data / "shapes"), "name": "mine"}
     return train_settings.shown(train_settings.preset(preset)) | given | values
