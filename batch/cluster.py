@@ -9,13 +9,12 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
-from batch.crew import drained
-from batch.job import Job
+from batch.crew import drained, most_held
+from batch.planner import Bundle
 from batch.store import Folder, Store
 from batch.work import Begun, Broken, Event, Lost, Open, Outcome, Worker
 from core.errors import BadRequest, ResourceError
 
-CHUNK, CHUNKS_HELD = 4, 2  # jobs in a call; calls an actor holds, so that it never waits for the driver
 GROW_EVERY_S = 5.0
 MOST_DEATHS_IN_A_ROW = 5
 
@@ -29,10 +28,10 @@ class Actor:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._worker = Worker(open_drawer, store, self._events.put, number=number)
 
-    def work(self, jobs: list[Job]) -> None:
+    def work(self, bundles: list[Bundle]) -> None:
         """Jobs to be drawn after those that were given before."""
-        for job in jobs:
-            self._worker.give(job)
+        for bundle in bundles:
+            self._worker.give(bundle)
 
     def listen(self, timeout_s: float) -> list[Event]:
         """What has happened since; waits for something, but not for longer."""
@@ -49,7 +48,7 @@ class _Member:
     number: int
     held: list[str] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
-    waiting: list[Job] = field(default_factory=list)
+    waiting: list[Bundle] = field(default_factory=list)
 
 
 class Cluster:
@@ -76,17 +75,18 @@ class Cluster:
             raise BadRequest(f"Ray at {address!r} cannot be reached ({' '.join(str(error).split())[:200]}): check the address") from None
         self._listening: dict[Any, _Member] = {}
         self._members: list[_Member] = []
-        self._deaths, self._dropping, self._next_look = 0, False, 0.0
+        self._deaths, self._dropping, self._next_look, self._largest = 0, False, 0.0, 0
         self._grow()
 
     @property
     def room(self) -> int:
-        return 0 if self._dropping else sum(CHUNK * CHUNKS_HELD - len(member.held) for member in self._members)
+        return 0 if self._dropping else sum(max(0, most_held(self._largest) - len(member.held)) for member in self._members)
 
-    def give(self, job: Job) -> None:
+    def give(self, bundle: Bundle) -> None:
+        self._largest = max(self._largest, len(bundle.jobs))
         member = min(self._members, key=lambda one: len(one.held))
-        member.held.append(job.key)
-        member.waiting.append(job)
+        member.held += [job.key for job in bundle.jobs if job.key in bundle.wanted]
+        member.waiting.append(bundle)
 
     def events(self, timeout_s: float) -> list[Event]:
         self._grow()

@@ -1,14 +1,14 @@
 """What `limn render SOURCE`, `limn status`, `limn report` and `limn verify` do, apart from reading their arguments."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from batch.devices import AUTO, cores, devices, size_bytes
 from batch.doctor import Doctor
 from batch.driver import Limits, Tally
 from batch.folders import read_folder
@@ -46,7 +46,8 @@ class Options:
     retry_failed: bool = False
     max_hours: float | None = None
     min_free_gb: float = 0.0
-    workers: int = 0
+    workers: str = AUTO
+    exact: bool = False
     ray: str | None = None
     extractors: int | None = None
     memory: "Memory | None" = None
@@ -79,21 +80,11 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     _complain(problems, found, skip=options.skip_bad or options.dry_run)
     if options.dry_run:
         before = look(found.jobs, open_store(out).names()) if _exists(out) else None
-        _rehearse(found, problems, before, OpenRenderer(_opened(found.jobs, model), memory=options.memory), as_json=as_json)
+        settings = _settings(found.jobs, model, options)
+        _rehearse(found, problems, before, settings, as_json=as_json)
         return 2 if problems and not options.skip_bad else 0
     store = open_store(out)
-    cores = os.cpu_count() or 1
-    threads = max(1, cores // options.workers) if options.workers > 1 else None
-    extractors = options.extractors if options.extractors is not None else (0 if cores <= 2 else min(8, cores // (options.workers or 2)))
-    settings = Settings(
-        open_drawer=OpenRenderer(_opened(found.jobs, model), threads=threads, memory=options.memory),
-        workers=options.workers,
-        ray=options.ray,
-        extractors=extractors,
-        limits=Limits(options.retries, options.max_hours, options.min_free_gb),
-        retry_failed=options.retry_failed,
-        command=f"limn render {source} --out {out}",
-    )
+    settings = replace(_settings(found.jobs, model, options), command=f"limn render {source} --out {out}")
     with shown(as_json) as show:
         tally, before = run_batch(found.jobs, store, settings, show)
     _report(tally, before, store, as_json)
@@ -102,6 +93,26 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     if tally.failed or tally.failed_before:
         return FAILED
     return STOPPED if tally.left else 0
+
+
+def _settings(jobs: Sequence[Job], model: str, options: Options) -> Settings:
+    """How the jobs are drawn on this machine. model: what draws rows that name none."""
+    from pipelines.engine import resolve
+
+    opened = _opened(jobs, model)
+    found = devices(options.workers, size_bytes(resolve(opened)))
+    workers = 0 if options.ray is not None and options.workers == AUTO else found.workers  # Ray knows its devices itself
+    ahead = 0 if cores() <= 2 else min(8, cores() // max(1, workers))
+    return Settings(
+        open_drawer=OpenRenderer(opened, threads=found.threads if workers else None, memory=options.memory),
+        workers=workers,
+        ray=options.ray,
+        extractors=ahead if options.extractors is None else options.extractors,
+        exact=options.exact,
+        gpu=found.gpu or options.ray not in (None, "local"),
+        limits=Limits(options.retries, options.max_hours, options.min_free_gb),
+        retry_failed=options.retry_failed,
+    )
 
 
 def _read(source: Path, values: dict[str, Any], options: Options) -> Manifest:
@@ -138,12 +149,14 @@ def _opened(jobs: Sequence[Job], model: str) -> str:
     return model if any("model" not in job.request.model_fields_set for job in jobs) else jobs[0].request.model
 
 
-def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, opens: OpenRenderer, *, as_json: bool) -> None:
+def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, settings: Settings, *, as_json: bool) -> None:
     """What would be done."""
     jobs, there = found.jobs, len(before.there) if before else 0
     left = [job for job in jobs if before is None or job.key not in before.there]
     plan = estimate(left)
-    seconds = _seconds_a_picture(left, opens)
+    opens = settings.open_drawer
+    assert isinstance(opens, OpenRenderer)
+    seconds = _seconds_a_picture(left, opens, max(1, settings.workers))
     findings = _findings(left, opens)
     values = {
         "jobs": len(jobs),
@@ -184,16 +197,15 @@ def _findings(jobs: Sequence[Job], opens: OpenRenderer) -> list[str]:
     return found
 
 
-def _seconds_a_picture(jobs: Sequence[Job], opens: OpenRenderer) -> float | None:
+def _seconds_a_picture(jobs: Sequence[Job], opens: OpenRenderer, workers: int) -> float | None:
     """Measured: the first job drawn twice, the second time with everything loaded; nothing is kept."""
     if not jobs:
         return None
-    request = jobs[0].request
     drawer = opens(0)
-    list(drawer.stream(request))
+    drawer.render_many([jobs[0].request])
     started = time.perf_counter()
-    list(drawer.stream(request))
-    return time.perf_counter() - started
+    drawer.render_many([jobs[0].request])
+    return (time.perf_counter() - started) / workers
 
 
 def _report(tally: Tally, before: Found, store: Store, as_json: bool) -> None:

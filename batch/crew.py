@@ -3,11 +3,16 @@
 import queue
 from typing import Protocol
 
-from batch.job import Job
+from batch.planner import Bundle
 from batch.store import Store
 from batch.work import Event, Open, Worker
 
-AHEAD = 8  # jobs that a worker holds: enough that their maps are there when it comes to them
+AHEAD = 8  # jobs that a worker holds at least: enough that their maps are there when it comes to them
+
+
+def most_held(largest: int, least: int = AHEAD) -> int:
+    """How many jobs a worker holds, whose largest bundle is this large: one bundle that is drawn, and one that waits."""
+    return max(least, 2 * largest)
 
 
 class Crew(Protocol):
@@ -18,8 +23,8 @@ class Crew(Protocol):
         """How many jobs more it will take now."""
         ...
 
-    def give(self, job: Job) -> None:
-        """A job for whoever is free first."""
+    def give(self, bundle: Bundle) -> None:
+        """Jobs for whoever is free first."""
         ...
 
     def events(self, timeout_s: float) -> list[Event]:
@@ -40,16 +45,17 @@ class Alone:
 
     def __init__(self, open_drawer: Open, store: Store, *, processes: int = 0) -> None:
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
-        self._held = 0
+        self._held, self._largest = 0, 0
         self._worker = Worker(open_drawer, store, self._events.put, processes=processes)
 
     @property
     def room(self) -> int:
-        return AHEAD - self._held
+        return most_held(self._largest) - self._held
 
-    def give(self, job: Job) -> None:
-        self._held += 1
-        self._worker.give(job)
+    def give(self, bundle: Bundle) -> None:
+        self._held += len(bundle.wanted)
+        self._largest = max(self._largest, len(bundle.jobs))
+        self._worker.give(bundle)
 
     def events(self, timeout_s: float) -> list[Event]:
         found = drained(self._events, timeout_s)

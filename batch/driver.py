@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 from batch.crew import Crew
 from batch.job import Job
 from batch.journal import Journal
+from batch.planner import Bundle
 from batch.store import Store, failure_name
 from batch.work import Begun, Broken, Event, Lost, Outcome
 
@@ -103,13 +104,21 @@ def signals(stop: Stop) -> Iterator[None]:
 
 
 class Drive:
-    """One run over `jobs`, none of which is done. recorded: files that say why some of them failed before."""
+    """One run over bundles of jobs, none of which is done but those that are not wanted.
 
-    def __init__(self, jobs: Sequence[Job], crew: Crew, store: Store, journal: Journal, *, tally: Tally, recorded: Set[str]) -> None:
-        self._waiting, self._crew, self._store, self._journal = deque(jobs), crew, store, journal
+    recorded: files that say why some of them failed before.
+    """
+
+    def __init__(self, bundles: Sequence[Bundle], crew: Crew, store: Store, journal: Journal, *, tally: Tally, recorded: Set[str]) -> None:
+        self._crew, self._store, self._journal = crew, store, journal
         self.tally, self._recorded = tally, recorded
+        self._bundles = [bundle.jobs for bundle in bundles]  # by number
+        self._number = {key: number for number, bundle in enumerate(bundles) for key in bundle.wanted}
+        self._waiting = deque(range(len(bundles)))
+        self._wanted = {number: set(bundle.wanted) for number, bundle in enumerate(bundles)}  # of those that wait
         self._flying: dict[str, Job] = {}
         self._attempts: Counter[str] = Counter()
+        self._deaths: Counter[int] = Counter()
         self._next_look = 0.0
 
     def run(self, limits: Limits, stop: Stop, show: Show) -> Tally:
@@ -129,9 +138,7 @@ class Drive:
                 if stop.asked > 1:
                     break
                 while not stopping and self._waiting and self._crew.room > 0:
-                    job = self._waiting.popleft()
-                    self._flying[job.key] = job
-                    self._crew.give(job)
+                    self._give(self._waiting.popleft())
                 for event in self._crew.events(_LISTEN_S):
                     for job, outcome in self._hear(event, limits):
                         show(self.tally, job, outcome)
@@ -156,6 +163,27 @@ class Drive:
                 return f"stopped with {free / 1e9:.2f} GB free, under --min-free-gb {limits.min_free_gb:g}"
         return ""
 
+    def _give(self, number: int) -> None:
+        bundle = Bundle(self._bundles[number], frozenset(self._wanted.pop(number)))
+        self._flying |= {job.key: job for job in bundle.jobs if job.key in bundle.wanted}
+        self._crew.give(bundle)
+
+    def _take_back(self, job: Job) -> None:
+        """A job that was given and not drawn waits again, with those that it would have been drawn with."""
+        number = self._number[job.key]
+        if number in self._wanted:
+            self._wanted[number].add(job.key)
+        else:
+            self._wanted[number] = {job.key}
+            self._waiting.appendleft(number)
+
+    def _try_alone(self, job: Job) -> None:
+        """A job that failed waits again, by itself: whatever it was, it takes no other with it."""
+        number = self._number[job.key] = len(self._bundles)
+        self._bundles.append((job,))
+        self._wanted[number] = {job.key}
+        self._waiting.append(number)
+
     def _hear(self, event: Event, limits: Limits) -> Iterator[tuple[Job, Outcome]]:
         """Notes an event; the jobs that it ends."""
         match event:
@@ -165,10 +193,18 @@ class Drive:
                 if key in self._flying:
                     self._journal.write("started", **_who(self._flying[key]))
             case Lost(keys, begun, reason):
+                blamed = self._blamed(begun)
                 for key in reversed(keys):
-                    yield from self._end(Outcome(key, "failed" if key in begun else "returned", error=reason), limits)
+                    yield from self._end(Outcome(key, "failed" if key in blamed else "returned", error=reason), limits)
             case Outcome():
                 yield from self._end(event, limits)
+
+    def _blamed(self, begun: Sequence[str]) -> Set[str]:
+        """Which of the jobs that a dead worker had begun may have killed it: of several not the first time, it could be any of them."""
+        numbers = {self._number[key] for key in begun if key in self._flying}
+        self._deaths.update(numbers)
+        spared = {number for number in numbers if len(self._bundles[number]) > 1 and self._deaths[number] == 1}
+        return {key for key in begun if self._number.get(key) not in spared}
 
     def _end(self, outcome: Outcome, limits: Limits) -> Iterator[tuple[Job, Outcome]]:
         job = self._flying.pop(outcome.key, None)
@@ -178,13 +214,13 @@ class Drive:
     def _settle(self, job: Job, outcome: Outcome, limits: Limits) -> bool:
         """Notes what became of a job; False where it will be tried again."""
         if outcome.status == "returned":
-            self._waiting.appendleft(job)
+            self._take_back(job)
             return False
         self._attempts[job.key] += 1
         if outcome.status == "failed":
             if not outcome.lasting and self._attempts[job.key] <= limits.retries:
                 self.tally.retried += 1
-                self._waiting.append(job)
+                self._try_alone(job)
                 return False
             values = _who(job) | {"error": outcome.error, "attempts": self._attempts[job.key], "fidelity": outcome.fidelity}
             data = json.dumps({**values, "time": round(time.time(), 3)}, indent=1).encode()

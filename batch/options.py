@@ -7,15 +7,24 @@ from typing import Annotated, Any
 
 import typer
 
+from batch.devices import AUTO
 from core.errors import BadRequest
 
 SOURCE_HELP = "A manifest (.jsonl, .csv, .parquet), a row a request, or a folder of control pictures; without it one request is drawn."
+WORKERS_HELP = "Processes that draw; auto: one for each GPU, or core; 0: this one."
+MOST_WORKERS = 256
 _SHARED, _REDRAW, _CHOOSE = "Batches (with a SOURCE)", "Batches: trying again", "Choosing by fidelity"
 TRIES_HELP = "Without a SOURCE: draw so many at most, until one has --min-fidelity."
 
 
 def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
     return typer.Option(name, help=text, rich_help_panel=group, **more)
+
+
+def _workers(text: str) -> str:
+    if text != AUTO and not (text.isascii() and text.isdigit() and int(text[:9]) <= MOST_WORKERS):
+        raise BadRequest(f"--workers {text[:20]!r}: give {AUTO}, or a number of processes up to {MOST_WORKERS}")
+    return text
 
 
 Source = Annotated[Path | None, typer.Argument(help=SOURCE_HELP)]
@@ -26,7 +35,11 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "prompt_from": (Annotated[str | None, _option("--prompt-from", "For folders: txt (the file beside each picture) or name.")], None),
     "skip_bad": (Annotated[bool, _option("--skip-bad", "Go on without bad rows.")], False),
     "dry_run": (Annotated[bool, _option("--dry-run", "Check everything, estimate time and disk, draw nothing.")], False),
-    "workers": (Annotated[int, _option("--workers", "Processes that draw, one for each device; 0: this one.", min=0, max=256)], 0),
+    "workers": (
+        Annotated[str, _option("--workers", WORKERS_HELP, metavar="N|auto", callback=_workers)],
+        AUTO,
+    ),
+    "exact": (Annotated[bool, _option("--exact", "Draw every picture by itself: every bit as if it were the only one.")], False),
     "ray": (Annotated[str | None, _option("--ray", "Draw on a Ray cluster: its address, auto, or local.")], None),
     "extractors": (
         Annotated[int | None, _option("--extractors", "Processes that extract maps; by default by the cores.", min=0, max=256)],

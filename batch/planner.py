@@ -1,9 +1,21 @@
-"""In what order jobs are drawn: those that share models and settings together, those that share controls after one another."""
+"""In what order jobs are drawn and which of them together: those that share models and settings, and of these those that share controls.
 
-from collections.abc import Hashable, Sequence
+What is drawn together is settled by all jobs of a batch and not by those that are left: sums are rounded otherwise in a batch of another
+size, so a run that goes on where another ended draws the same bundles, and its pictures have the same bytes.
+"""
+
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from batch.job import Job
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Jobs that are drawn together, in this order. wanted: the keys of those whose pictures are kept; the others are there already."""
+
+    jobs: tuple[Job, ...]
+    wanted: frozenset[str]
 
 
 @dataclass(frozen=True)
@@ -18,10 +30,19 @@ class Estimate:
 
 def ordered(jobs: Sequence[Job]) -> list[Job]:
     """The jobs by group and, inside, by their control pictures; groups and controls in the order in which they first appear."""
-    groups: dict[Hashable, dict[Hashable, list[Job]]] = {}
-    for job in jobs:
-        groups.setdefault(group_of(job), {}).setdefault(_controls_of(job), []).append(job)
-    return [job for group in groups.values() for some in group.values() for job in some]
+    return [job for group in _groups(jobs) for job in group]
+
+
+def bundled(jobs: Sequence[Job], most: Callable[[Job], int], workers: int = 1) -> list[tuple[Job, ...]]:
+    """The jobs in their order, cut into what is drawn together.
+
+    most: how many gain anything, for a job like this one; workers: among whom a group is shared out, so that none of them is idle.
+    """
+    found: list[tuple[Job, ...]] = []
+    for group in _groups(jobs):
+        size = 1 if _drawn_alone(group[0]) else max(1, min(most(group[0]), -(-len(group) // workers)))
+        found += [tuple(group[start : start + size]) for start in range(0, len(group), size)]
+    return found
 
 
 def estimate(jobs: Sequence[Job]) -> Estimate:
@@ -32,16 +53,29 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
 
 
 def group_of(job: Job) -> Hashable:
-    """What jobs share that could be drawn together: models, size, steps, sampler."""
+    """What jobs share that could be drawn together: models, size, steps, sampler, guidance."""
     request = job.request
     return (
         (request.model, request.vae),
-        tuple((unit.kind, unit.model) for unit in request.controls),
+        tuple((unit.kind, unit.model, unit.start, unit.end, unit.mode) for unit in request.controls),
         tuple((lora.name, lora.weight, lora.text_weight) for lora in request.loras),
         (request.width, request.height, request.hires),
-        (request.steps, request.sampler, request.schedule, request.eta),
+        (request.steps, request.sampler, request.schedule, request.eta, request.guidance_scale),
         (request.init_image is None, request.count),
     )
+
+
+def _groups(jobs: Sequence[Job]) -> list[list[Job]]:
+    groups: dict[Hashable, dict[Hashable, list[Job]]] = {}
+    for job in jobs:
+        groups.setdefault(group_of(job), {}).setdefault(_controls_of(job), []).append(job)
+    return [[job for some in group.values() for job in some] for group in groups.values()]
+
+
+def _drawn_alone(job: Job) -> bool:
+    """Whether `pipelines.mixing` would draw it by itself in any case."""
+    request = job.request
+    return request.count > 1 or request.hires is not None or request.init_image is not None
 
 
 def _controls_of(job: Job) -> Hashable:

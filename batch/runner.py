@@ -11,12 +11,13 @@ from batch.driver import Drive, Limits, Show, Stop, Tally, signals
 from batch.job import Job
 from batch.journal import Journal, fidelity_of, open_journal, read_journal
 from batch.lock import locked
-from batch.planner import ordered
+from batch.planner import Bundle, bundled
 from batch.report import write_report
 from batch.store import Folder, Store, failure_name, pictures, read_failures
 from batch.work import Open, OpenRenderer
 from core.errors import BadImage, BadRequest
 from core.provenance import read_record
+from renderer import together
 
 MOST_ORPHANS_NAMED = 1000
 
@@ -25,14 +26,18 @@ MOST_ORPHANS_NAMED = 1000
 class Settings:
     """How a batch is drawn.
 
-    workers: processes; 0 draws in this one. ray: "local" or a cluster's address. extractors: processes that extract maps, for each worker.
-    retry_failed: draw again what has failed in an earlier run. command: what to write into the journal about how it was called.
+    workers: processes; 0, and several for a single bundle, draw in this one. ray: "local" or a cluster's address. extractors: processes
+    that extract maps, for each worker. exact: every picture is drawn by itself, so that no other one decides how its sums are rounded.
+    gpu: whether a GPU will draw, which gains by larger bundles. retry_failed: draw again what has failed in an earlier run. command: what
+    to write into the journal about how it was called.
     """
 
     open_drawer: Open = field(default_factory=OpenRenderer)
     workers: int = 0
     ray: str | None = None
     extractors: int = 0
+    exact: bool = False
+    gpu: bool = False
     limits: Limits = field(default_factory=Limits)
     retry_failed: bool = False
     command: str = ""
@@ -68,7 +73,7 @@ def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show,
         names = store.names()
         found = look(jobs, names)
         skipped = found.there if settings.retry_failed else found.there | found.failed
-        waiting = ordered([job for job in jobs if job.key not in skipped])
+        waiting = [bundle for bundle in plan(jobs, settings, skipped) if bundle.wanted]
         tally = Tally(len(jobs), there=len(found.there), failed_before=0 if settings.retry_failed else len(found.failed))
         journal = open_journal(store)
         try:
@@ -90,20 +95,30 @@ def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show,
     return tally, found
 
 
+def plan(jobs: Sequence[Job], settings: Settings, skipped: Set[str] = frozenset()) -> list[Bundle]:
+    """What is drawn together, and which of it is still wanted."""
+
+    def most(job: Job) -> int:
+        return 1 if settings.exact else together(job.request.width * job.request.height, "cuda" if settings.gpu else "cpu")
+
+    bundles = bundled(jobs, most, max(1, settings.workers))
+    return [Bundle(some, frozenset(job.key for job in some if job.key not in skipped)) for some in bundles]
+
+
 def failures(store: Store) -> list[str]:
     """A line for each job that failed."""
     return [f"line {found.get('line', '?')}: {found.get('error', '')}" for found in read_failures(store, store.names()).values()]
 
 
-def _crew(settings: Settings, store: Store, jobs: int) -> Crew:
+def _crew(settings: Settings, store: Store, bundles: int) -> Crew:
     if settings.ray is not None:
         from batch.cluster import Cluster
 
         return Cluster(settings.open_drawer, store, settings.ray, actors=settings.workers or None)
-    if settings.workers:
+    if settings.workers > 1 < bundles or settings.workers == 1:
         from batch.workers import Processes
 
-        return Processes(settings.open_drawer, store, min(settings.workers, jobs), extractors=settings.extractors)
+        return Processes(settings.open_drawer, store, min(settings.workers, bundles), extractors=settings.extractors)
     return Alone(settings.open_drawer, store, processes=settings.extractors)
 
 

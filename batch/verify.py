@@ -4,9 +4,10 @@ On the same device with the same weights and versions they are equal bit for bit
 the pictures are apart.
 """
 
+import contextlib
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,11 @@ from core.control import Image
 from core.errors import BadImage, BadRequest, UserError
 from core.images import decode
 from core.provenance import Record, read_record
+from core.request import RenderRequest
 from renderer import Picture
 
 DIFFERENT = 3  # exit code
+RECORDS_HELD = 512  # read before the first of them is drawn, so that what was drawn together is found
 
 
 @dataclass(frozen=True)
@@ -62,21 +65,82 @@ def verify(paths: Sequence[Path], *, as_json: bool, opens: OpenRenderer | None =
 
 
 def judge(paths: Sequence[Path], opens: OpenRenderer) -> Iterator[Verdict]:
-    """A verdict for every picture; those of one request are drawn once, together, as they were."""
+    """A verdict for every picture, drawn again on as many threads and in the same row of a batch as large as it was."""
     drawer: Drawer | None = None
-    drawn: tuple[str, list[Picture]] = ("", [])
-    for path in paths:
-        try:
-            record = read_record(path)
-            request = record.request
-            key = request.canonical_json()
-            if drawer is None:
-                drawer = opens(0)
-            if drawn[0] != key:
-                drawn = (key, list(drawer.stream(request.model_copy())))
-            yield compare(path, record, drawn[1][record.index])
-        except UserError as error:
-            yield Verdict(path, False, error=str(error))
+    for start in range(0, len(paths), RECORDS_HELD):
+        records: dict[Path, Record] = {}
+        for path in paths[start : start + RECORDS_HELD]:
+            try:
+                records[path] = read_record(path)
+            except UserError as error:
+                yield Verdict(path, False, error=str(error))
+        if records:
+            drawer = drawer or opens(0)
+            for some in redrawings(records):
+                yield from _judge_together(some, records, drawer)
+
+
+def redrawings(records: Mapping[Path, Record]) -> list[dict[int, Path]]:
+    """What to draw together: pictures by the row they had, of one request, or where requests shared a batch, of requests alike."""
+    found: dict[Hashable, list[dict[int, Path]]] = {}
+    for path, record in records.items():
+        mixed = record.batch_rows > 1
+        row = record.batch_row if mixed else record.index
+        rounds = found.setdefault(
+            (record.threads, record.batch_rows, _alike(record.request) if mixed else record.request.canonical_json()), []
+        )
+        free = next((one for one in rounds if row not in one), None)
+        if free is None:
+            rounds.append(free := {})
+        free[row] = path
+    return [one for rounds in found.values() for one in rounds]
+
+
+def _alike(request: RenderRequest) -> Hashable:
+    """What requests have in common that share a batch, as far as it can be told without their texts; see `pipelines.mixing`."""
+    own = {"prompt", "negative_prompt", "seed", "variation_seed", "controls"}
+    controls = tuple((unit.kind, unit.model, unit.start, unit.end, unit.mode, unit.layer_weights) for unit in request.controls)
+    return (request.model_dump_json(exclude=own), controls)
+
+
+def _judge_together(paths: Mapping[int, Path], records: Mapping[Path, Record], drawer: Drawer) -> Iterator[Verdict]:
+    """Draws pictures again and compares them. paths: by row, or by their number in their one request."""
+    first = records[next(iter(paths.values()))]
+    rows = first.batch_rows
+    try:
+        with on_threads(first.threads):
+            if rows == 1:
+                drawn = drawer.render_many([first.request])[0]
+                again = {index: drawn[index] for index in paths}
+            else:
+                # A row's bits depend on how many rows there are and on which of them it is, not on what lies in the others.
+                requests = [records[paths.get(row, paths[min(paths)])].request for row in range(rows)]
+                again = {row: pictures[0] for row, pictures in enumerate(drawer.render_many(requests)) if row in paths}
+    except UserError as error:
+        if len(paths) > 1:
+            for row, path in paths.items():
+                yield from _judge_together({row: path}, records, drawer)
+        else:
+            yield Verdict(next(iter(paths.values())), False, error=str(error))
+        return
+    for row, path in paths.items():
+        if rows > 1 and len(paths) > 1 and again[row].record.batch_rows != rows:  # they could not be mixed after all
+            yield from _judge_together({row: path}, records, drawer)
+        else:
+            yield compare(path, records[path], again[row])
+
+
+@contextlib.contextmanager
+def on_threads(count: int | None) -> Iterator[None]:
+    """Computes on so many threads of the CPU; None for as many as before."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compare(path: Path, record: Record, again: Picture) -> Verdict:
@@ -98,9 +162,11 @@ def differences(was: Record, now: Record) -> Iterator[str]:
     for name in sorted(was.versions.keys() | now.versions.keys()):
         if was.versions.get(name) != now.versions.get(name):
             yield f"version: {name} {was.versions.get(name, 'none')}, now {now.versions.get(name, 'none')}"
-    for name in ("device", "dtype"):
-        if getattr(was, name) != getattr(now, name):
+    for name in ("device", "dtype", "threads"):
+        if getattr(was, name) not in (None, getattr(now, name)):
             yield f"{name}: {getattr(was, name)}, now {getattr(now, name)}"
+    if (was.batch_row, was.batch_rows) != (now.batch_row, now.batch_rows):
+        yield f"batch: row {was.batch_row} of {was.batch_rows}, now row {now.batch_row} of {now.batch_rows}"
     for i, (old, new) in enumerate(zip(was.controls, now.controls, strict=True)):
         for name in ("source_sha256", "mask_sha256", "map_sha256"):
             if getattr(old, name) != getattr(new, name):

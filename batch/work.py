@@ -1,4 +1,4 @@
-"""What one worker does, in whatever process: maps ahead, pictures drawn one after the other, and files written behind, side by side.
+"""What one worker does, in whatever process: maps ahead, bundles drawn one after the other, and files written behind, side by side.
 
 The file that appears under the job's name is the commit; whoever is told afterwards only hears of it.
 """
@@ -7,7 +7,7 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
@@ -17,6 +17,7 @@ from batch.choice import choose
 from batch.extraction import Extraction
 from batch.job import Job
 from batch.journal import fidelity_of
+from batch.planner import Bundle
 from batch.store import REJECTED, Store
 from core.errors import Cancelled, LimnError, UserError
 from core.provenance import picture_bytes
@@ -28,14 +29,14 @@ if TYPE_CHECKING:  # torch is heavy
 
 log = logging.getLogger("limn.batch")
 
-WRITTEN_BEHIND = 4  # finished pictures that may wait for the disk
+WRITTEN_BEHIND = 16  # finished pictures that may wait for the disk
 
 
 class Drawer(Protocol):
     """What draws: `renderer.Renderer`."""
 
-    def stream(self, request: RenderRequest, *, cancelled: Callable[[], bool] | None = None) -> Iterator[Picture]:
-        """The request's pictures."""
+    def render_many(self, requests: Sequence[RenderRequest], *, cancelled: Callable[[], bool] | None = None) -> list[list[Picture]]:
+        """The pictures of each request."""
         ...
 
 
@@ -111,7 +112,7 @@ class Worker:
         self._open, self._store, self._tell, self._number = open_drawer, store, tell, number
         self._model = getattr(open_drawer, "model", "toyland")
         self._extraction = Extraction(processes)
-        self._waiting: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[Bundle | None] = queue.SimpleQueue()
         self._drawn: queue.Queue[tuple[Job, list[Picture], float] | None] = queue.Queue(WRITTEN_BEHIND)
         self._dropping, self._cancelled = threading.Event(), threading.Event()
         self._threads = [
@@ -121,10 +122,11 @@ class Worker:
         for thread in self._threads:
             thread.start()
 
-    def give(self, job: Job) -> None:
-        """A job to be drawn after those that were given before."""
-        self._extraction.announce(job.request, self._model)
-        self._waiting.put(job)
+    def give(self, bundle: Bundle) -> None:
+        """Jobs to be drawn after those that were given before."""
+        for job in bundle.jobs:
+            self._extraction.announce(job.request, self._model)
+        self._waiting.put(bundle)
 
     def drop(self) -> None:
         """Finish what has been begun and hand back the rest."""
@@ -149,21 +151,33 @@ class Worker:
             self._tell(Broken(_explained(error)))
             self._drawn.put(None)
             return
-        while (job := self._waiting.get()) is not None:
-            if self._dropping.is_set():
-                self._tell(Outcome(job.key, "returned"))
-                continue
-            self._tell(Begun(job.key))
-            started = time.perf_counter()
-            try:
-                pictures = list(drawer.stream(job.request, cancelled=self._cancelled.is_set))
-            except Cancelled:
-                self._tell(Outcome(job.key, "returned"))
-            except Exception as error:  # noqa: BLE001 (one job's failure is not another's)
-                self._tell(_failed(job, error))
-            else:
-                self._drawn.put((job, pictures, time.perf_counter() - started))
+        while (bundle := self._waiting.get()) is not None:
+            wanted = [job for job in bundle.jobs if job.key in bundle.wanted]
+            for job in wanted:
+                self._tell(Outcome(job.key, "returned") if self._dropping.is_set() else Begun(job.key))
+            if not self._dropping.is_set():
+                self._draw(drawer, bundle.jobs, wanted)
         self._drawn.put(None)
+
+    def _draw(self, drawer: Drawer, jobs: Sequence[Job], wanted: Sequence[Job]) -> None:
+        """Draws jobs together, or where that cannot be, those that are wanted each by itself."""
+        started = time.perf_counter()
+        try:
+            drawn = drawer.render_many([job.request for job in jobs], cancelled=self._cancelled.is_set)
+        except Cancelled:
+            for job in wanted:
+                self._tell(Outcome(job.key, "returned"))
+        except Exception as error:  # noqa: BLE001 (one job's failure is not another's)
+            if len(jobs) == 1:
+                self._tell(_failed(jobs[0], error))
+            else:
+                for job in wanted:
+                    self._draw(drawer, [job], [job])
+        else:
+            seconds = (time.perf_counter() - started) / len(jobs)
+            for job, pictures in zip(jobs, drawn, strict=True):
+                if job in wanted:
+                    self._drawn.put((job, pictures, seconds))
 
     def _write_all(self) -> None:
         while (item := self._drawn.get()) is not None:

@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
+from batch.crew import most_held
 from batch.extraction import stay_with_parent
-from batch.job import Job
+from batch.planner import Bundle
 from batch.store import Store
 from batch.work import Begun, Broken, Event, Lost, Open, Outcome, Worker
 from core.errors import ResourceError
@@ -39,18 +40,20 @@ class Processes:
     def __init__(self, open_drawer: Open, store: Store, count: int, *, extractors: int = 0) -> None:
         self._work = (open_drawer, store, extractors)
         self._context = multiprocessing.get_context("spawn")
-        self._deaths, self._dropping = 0, False
+        self._deaths, self._dropping, self._largest = 0, False, 0
         self._members = [self._start(number) for number in range(count)]
 
     @property
     def room(self) -> int:
-        return 0 if self._dropping else sum(AHEAD - len(member.held) for member in self._members)
+        most = most_held(self._largest, AHEAD)
+        return 0 if self._dropping else sum(max(0, most - len(member.held)) for member in self._members)
 
-    def give(self, job: Job) -> None:
+    def give(self, bundle: Bundle) -> None:
+        self._largest = max(self._largest, len(bundle.jobs))
         member = min(self._members, key=lambda one: len(one.held))
-        member.held.append(job.key)
+        member.held += [job.key for job in bundle.jobs if job.key in bundle.wanted]
         with contextlib.suppress(OSError):  # it has died; `events` will see that and say what it held
-            member.connection.send(job)
+            member.connection.send(bundle)
 
     def events(self, timeout_s: float) -> list[Event]:
         found: list[Event] = []

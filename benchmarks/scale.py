@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this script's own f
 from batch.driver import Drive, Limits, Stop, Tally
 from batch.job import Job
 from batch.journal import FileJournal
+from batch.planner import Bundle
 from batch.store import Folder
 from batch.work import Begun, Event, Outcome
 from core.request import RenderRequest
@@ -38,8 +39,9 @@ class Instant:
     def room(self) -> int:
         return self._held - len(self._events) // 2
 
-    def give(self, job: Job) -> None:
-        self._events += [Begun(job.key), Outcome(job.key, "done", 0.5, {"canny": 0.5})]
+    def give(self, bundle: Bundle) -> None:
+        for job in bundle.jobs:
+            self._events += [Begun(job.key), Outcome(job.key, "done", 0.5, {"canny": 0.5})]
 
     def events(self, timeout_s: float) -> list[Event]:
         found, self._events = self._events, []
@@ -52,10 +54,10 @@ class Instant:
 
 def driver_s(count: int, devices: int) -> float:
     """Seconds of the driver's thread for a job."""
-    jobs = [Job(f"{i:064x}", RenderRequest(seed=i), i) for i in range(count)]
+    bundles = [Bundle((job,), frozenset({job.key})) for job in (Job(f"{i:064x}", RenderRequest(seed=i), i) for i in range(count))]
     with tempfile.TemporaryDirectory() as folder:
         journal = FileJournal(Path(folder))
-        drive = Drive(jobs, Instant(devices), Folder(Path(folder)), journal, tally=Tally(count), recorded=frozenset())
+        drive = Drive(bundles, Instant(devices), Folder(Path(folder)), journal, tally=Tally(count), recorded=frozenset())
         began = time.process_time()
         drive.run(Limits(), Stop(), lambda *_: None)
         spent = time.process_time() - began

@@ -149,7 +149,7 @@ class Rows:
         if not self.weights:
             return found
         weights_B = torch.tensor(self.weights * blocks, dtype=torch.float32, device=x_BCHW.device)
-        return {name: [one * _for_rows(weights_B, one) for one in group] for name, group in found.items()}
+        return {name: [_weighted(one, weights_B) for one in group] for name, group in found.items()}
 
 
 def stacked(controls: Sequence[PreparedControl]) -> PreparedControl:
@@ -188,8 +188,9 @@ def _holds_tensors(value: object) -> bool:
     return isinstance(value, (tuple, list)) and len(value) > 0 and all(isinstance(one, Tensor) for one in value)
 
 
-def _for_rows(weights_B: Tensor, residual: Tensor) -> Tensor:
-    return weights_B.to(residual.dtype).view(-1, *(1,) * (residual.ndim - 1))
+def _weighted(residual: Tensor, weights_B: Tensor) -> Tensor:
+    """A factor for each row; rounded once, as by a factor for all rows."""
+    return (residual * weights_B.view(-1, *(1,) * (residual.ndim - 1))).to(residual.dtype)
 
 
 def _outline(plan: Plan) -> tuple[Hashable, ...]:

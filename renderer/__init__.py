@@ -6,8 +6,9 @@ for picture in renderer.render(RenderRequest(prompt="a red sphere on grass", see
 """
 
 from renderer.examination import examine
+from renderer.job import together
 from renderer.picture import OnStep, Picture, Step
 from renderer.renderer import Renderer
 from renderer.sources import ROOT, folders_of
 
-__all__ = ["ROOT", "OnStep", "Picture", "Renderer", "Step", "examine", "folders_of"]
+__all__ = ["ROOT", "OnStep", "Picture", "Renderer", "Step", "examine", "folders_of", "together"]

@@ -9,6 +9,7 @@ import numpy as np
 import PIL.Image
 
 from core.control import Score
+from core.errors import Cancelled
 from core.provenance import ControlRecord, Fidelity, Record, WeightFile
 from core.request import RenderRequest
 from renderer import Picture
@@ -47,8 +48,13 @@ class Fake:
     seconds: float = 0.0
     failed: int = 0
 
-    def stream(self, request: RenderRequest, *, cancelled: Callable[[], bool] | None = None) -> Iterator[Picture]:
+    def render_many(self, requests: Sequence[RenderRequest], *, cancelled: Callable[[], bool] | None = None) -> list[list[Picture]]:
+        return [list(self.stream(request, cancelled)) for request in requests]
+
+    def stream(self, request: RenderRequest, cancelled: Callable[[], bool] | None) -> Iterator[Picture]:
         time.sleep(self.seconds)
+        if cancelled is not None and cancelled():
+            raise Cancelled("cancelled by the caller")
         if "fail" in request.prompt and ("once" not in request.prompt or not self.failed):
             self.failed += 1
             raise RuntimeError(f"[the engine] said no to {request.prompt}")
