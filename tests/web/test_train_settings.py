@@ -1,13 +1,16 @@
 """What Train's fields hold becomes the settings of `limn train`, and back; other folders than those allowed cannot be named."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import app
 from core.errors import BadRequest
 from training.config import ControlNetConfig
 from web import train_settings
+from web.train_process import Trainings
 from web.train_settings import Places
 
 
@@ -106,3 +109,13 @@ def test_a_dataset_that_cannot_be_written_to_is_cached_beside_the_runs(places: P
     assert train_settings.read_config(asked(places), places).cache is None
     monkeypatch.setattr("os.access", lambda path, mode: False)  # the tests may run as root, who may write anywhere
     assert train_settings.read_config(asked(places), places).cache == places.runs / "cache"
+
+
+@pytest.mark.parametrize("listen", [False, True])
+def test_the_page_closes_other_folders_when_it_listens(listen: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[Trainings] = []
+    monkeypatch.setattr("web.server.private_cache", contextlib.nullcontext)
+    monkeypatch.setattr("web.server.serve", lambda page, service, **options: None)
+    monkeypatch.setattr("app.build", lambda service, trainings: found.append(trainings))
+    app.ui(listen=listen, auth="user:password", out=tmp_path / "out", data=tmp_path / "data", runs=tmp_path / "runs")
+    assert [one.places for one in found] == [Places(tmp_path / "runs", tmp_path / "data", restricted=listen)]
