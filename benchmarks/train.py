@@ -62,12 +62,15 @@ def dataset(folder: Path, count: int, size: int) -> Path:
 
 
 def shrunk_sd15(folder: Path, divisor: int) -> Path:
-    """Stable Diffusion 1.5's configuration with random weights, every width divided. Source: its published config files."""
+    """Stable Diffusion 1.5's configuration with random weights; widths, heads and groups divided, so that heads are as wide as its own.
+
+    Source: its published config files.
+    """
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
     tokenizer = CLIPTokenizer.from_pretrained(resolve("toyland") / "tokenizer", model_max_length=77)
-    text = {"vocab_size": len(tokenizer), "num_hidden_layers": 12, "num_attention_heads": 12, "max_position_embeddings": 77}
+    text = {"vocab_size": len(tokenizer), "num_hidden_layers": 12, "num_attention_heads": 12 // divisor, "max_position_embeddings": 77}
     text |= {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": tokenizer.bos_token_id, "pad_token_id": tokenizer.pad_token_id}
     vae = AutoencoderKL(
         block_out_channels=[width // divisor for width in (128, 256, 512, 512)],
@@ -79,7 +82,7 @@ def shrunk_sd15(folder: Path, divisor: int) -> Path:
     unet = UNet2DConditionModel(
         block_out_channels=[width // divisor for width in (320, 640, 1280, 1280)],
         norm_num_groups=32 // divisor,
-        attention_head_dim=8,
+        attention_head_dim=8 // divisor,  # the number of heads, in spite of its name
         cross_attention_dim=768 // divisor,
         sample_size=64,
     )
