@@ -22,6 +22,7 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_MODELS = {"loras", "embeddings", "wildcards"}  # folders of other things
 # The families of controls by class; those for UNets by the width of the text that they read.
 _FAMILIES = {"FluxControlNetModel": "flux", "SD3ControlNetModel": "sd3", "ControlNetUnionModel": "sdxl"}
+_FAMILIES |= {"LimnFluxControlNetModel": "flux", "LimnSD3ControlNetModel": "sd3"}
 _FAMILIES |= {"QwenImageControlNetModel": "qwenimage", "SanaControlNetModel": "sana", "ZImageControlNetModel": "zimage"}
 _SDXL_WIDTH = 2048
 
@@ -179,7 +180,7 @@ def _kind(config: dict[str, Any]) -> str:
 
 def _family(config: dict[str, Any]) -> str:
     name = str(config.get("_class_name", ""))
-    if name == "ControlNetModel":
+    if name in ("ControlNetModel", "LimnControlNetModel"):
         return "sdxl" if config.get("cross_attention_dim") == _SDXL_WIDTH or config.get("addition_embed_type") else "sd"
     return _FAMILIES.get(name, "")
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from core.control import Image
 from core.errors import Mismatch
+from core.stack import unstacked
 from pipelines.checkpoint import Checkpoint
 from pipelines.family import Hint, Place, Residuals, Text
 from pipelines.images import picture_to_tensor
@@ -67,7 +68,7 @@ class FluxControlNet:
         """
         mode = self._mode(hint.kind)
         if self.hint_encoder is None:
-            features = encode_image(hint.map_HWC)
+            features = torch.cat([encode_image(map_HWC) for map_HWC in unstacked(hint.map_HWC)], dim=1)
         else:
             features = self.hint_encoder(picture_to_tensor(hint.map_HWC)[None].to(self.place.device, self.place.dtype))
         return SteeredFlux(self, self.embedder(pack(features.to(self.place.dtype))), mode)

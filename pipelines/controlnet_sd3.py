@@ -14,9 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import BadRequest
+from core.stack import unstacked
 from pipelines import vae
 from pipelines.family import Hint, Place, Residuals, Text
 from pipelines.images import picture_to_tensor
+from pipelines.stacks import Stack
 from pipelines.tokens import place_of
 
 _MASKED = 128  # a mask of 0 … 255 paints from here on
@@ -35,12 +37,14 @@ class LoadedControlNet:
     @property
     def inpaints(self) -> bool:
         """Whether it is told a mask besides the picture."""
-        return bool(self.net.config.extra_conditioning_channels)
+        return bool(self.net.config.extra_conditioning_channels) and Stack.of(self.net.config) is None
 
     def embed(self, hint: Hint) -> Tensor:
         """The tokens (1, L, D) of a map's latents; an inpainting ControlNet's picture is black where it is painted."""
         pixels = picture_to_tensor(hint.map_HWC)
-        if not self.inpaints:
+        if hint.map_HWC.shape[2] > 3:
+            latents = torch.cat([vae.encode(self.vae, map_HWC, self.place) for map_HWC in unstacked(hint.map_HWC)], dim=1)
+        elif not self.inpaints:
             # InstantX's nets, which read no pooled text either, were trained without the autoencoder's shift.
             latents = vae.encode_pixels(self.vae, self._in_its_range(pixels, hint.kind)[None], self.place)
             if self.net.config.force_zeros_for_pooled_projection:

@@ -26,6 +26,7 @@ from pipelines.planning import loras_of, stages_of, with_defaults, words_of
 from pipelines.prompt import parse
 from pipelines.residency import Memory
 from pipelines.schedules import SCHEDULES
+from pipelines.stacks import Stack, together
 
 # The names by which cards and files call the kinds.
 ALIASES: Mapping[str, str] = {
@@ -128,6 +129,10 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
     _examine_words(request, family, ward)
     nets = [_examine_control(i, unit, family, ward) for i, unit in enumerate(request.controls)]
     if not any(finding.error for finding in ward.findings):
+        with ward.noting("controls"):
+            stacks = [None if net is None else Stack.of(net.config("")) for net in nets]
+            together(request.controls, stacks, [net and net.path for net in nets])
+    if not any(finding.error for finding in ward.findings):
         _examine_memory(request, family, [net for net in nets if net is not None], ward)
     return ward.findings
 
@@ -195,7 +200,11 @@ def _check_kind(unit: ControlUnit, net: Checkpoint, about: str, ward: _Ward) -> 
         BadRequest: the network's configuration says that it is for other kinds.
     """
     config, where, kinds = net.config(""), str(net.path), ward.around.kinds
-    types = config.get("num_control_type")
+    types, stack = config.get("num_control_type"), Stack.of(config)
+    if stack is not None:
+        if unit.kind not in stack.kinds:
+            raise BadRequest(f"{about}: the ControlNet {where!r} says that it is for {' and '.join(stack.kinds)}; give it their maps")
+        return
     if isinstance(types, int):
         known = [kind for kind, place in UNION_TYPES.items() if place < types]
         if unit.kind not in known:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from core.errors import BadRequest
 from core.request import MAX_SIZE_PX, ControlUnit, RenderRequest
+from core.stack import stacked
 from pipelines import samplers
 from pipelines.adapters import Lora
 from pipelines.denoise import Plan
@@ -25,6 +26,7 @@ from pipelines.lora_file import find_lora
 from pipelines.prompt import Part, parse
 from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
+from pipelines.stacks import Stack, together
 from pipelines.steering import Steering, united
 from pipelines.wildcards import expand
 
@@ -64,17 +66,32 @@ def with_controls(stage: Stage, family: Family, given: Sequence[Given]) -> Stage
     network can read are given to it together.
 
     Raises:
-        Mismatch: a control has no places to mask, or other levels than it has weights.
+        Mismatch: a control has no places to mask, or other levels than it has weights, or lacks maps that its network reads beside its own.
     """
     prepared: dict[tuple[int, str, str], PreparedControl] = {}
     steerings = []
-    for one in given:
+    for one in _as_one(given):
         unit, key = one.unit, (id(one.net), one.sha256, one.unit.kind)
         if key not in prepared:
             prepared[key] = family.prepare(one.net, one.hint)
         mask = None if one.mask_HW is None else torch.from_numpy(one.mask_HW).float() / 255.0
         steerings.append(Steering(prepared[key], unit.weight, unit.start, unit.end, unit.mode, mask, unit.layer_weights))
     return replace(stage, controls=united(steerings))
+
+
+def _as_one(given: Sequence[Given]) -> list[Given]:
+    """The controls, with those made one whose network reads their maps together."""
+    stacks = [Stack.of(getattr(getattr(one.net, "net", None), "config", {})) for one in given]
+    found = []
+    for places in together([one.unit for one in given], stacks, [id(one.net) for one in given]):
+        mine, stack = [given[place] for place in places], stacks[places[0]]
+        if stack is None:
+            found += mine
+            continue
+        map_HWC = stacked([one.hint.map_HWC for one in mine], stack.channels)
+        hint = Hint(map_HWC, "+".join(stack.kinds))
+        found.append(replace(mine[0], hint=hint, sha256="+".join(one.sha256 for one in mine)))
+    return found
 
 
 def with_defaults(request: RenderRequest, family: Family) -> RenderRequest:

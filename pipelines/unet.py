@@ -24,6 +24,7 @@ from pipelines.images import picture_to_tensor
 from pipelines.inversion import Inversions
 from pipelines.kinds import wrong_kind
 from pipelines.parameterisation import Parameterisation, Path, parameterisation
+from pipelines.stacks import Stack
 from pipelines.t2i_adapter import LoadedAdapter, SteeredAdapter, check_adapter
 
 # A ControlNet is a copy of the base's encoder; where these differ its residuals have no place to go.
@@ -127,7 +128,12 @@ class UNetFamily(Family):
                 f"ControlNet {where!r} is {family}, the base model {base!r} has width {own.cross_attention_dim}: "
                 "use a ControlNet trained for this base (width 768: SD 1.x; 1024: SD 2.x; 2048: SDXL)"
             )
-        wanted = {key: own[key] for key in _SHARED} | {"in_channels": self.vae.config.latent_channels}
+        if config.get("conditioning_channels", 3) != 3 and Stack.of(config) is None:
+            raise Mismatch(
+                f"ControlNet {where!r} reads {config['conditioning_channels']} channels of conditions and does not say of which kinds: "
+                "name them in its config.json as limn_kinds, with limn_channels"
+            )
+        wanted = _wanted(config, own) | {"in_channels": self.vae.config.latent_channels}
         for key, value in wanted.items():
             if key in config and _plain(config[key]) != _plain(value):
                 raise Mismatch(
@@ -143,12 +149,16 @@ class UNetFamily(Family):
         """
         from diffusers import ControlNetModel, ControlNetUnionModel, T2IAdapter
 
+        from pipelines.variants import LimnControlNetModel, load_variant
+
         self.check_control(checkpoint)
         match _kind(checkpoint):
             case "T2IAdapter":
                 return LoadedAdapter(checkpoint.network(T2IAdapter, "", self.place), self.place)
             case "ControlNetUnionModel":
                 return LoadedUnion(checkpoint.network(ControlNetUnionModel, "", self.place), self.place)
+            case "LimnControlNetModel":
+                return LoadedControlNet(load_variant(LimnControlNetModel, checkpoint, self.checkpoint, self.place), self.place)
             case _:
                 return LoadedControlNet(checkpoint.network(ControlNetModel, "", self.place), self.place)
 
@@ -218,7 +228,20 @@ def _kind(checkpoint: Checkpoint) -> str | None:
     kind = checkpoint.classes.get("")
     if kind is not None and kind.startswith("ControlNet") and checkpoint.config("").get("num_control_type"):
         return "ControlNetUnionModel"
-    return kind if kind in ("ControlNetModel", "T2IAdapter") else None
+    return kind if kind in ("ControlNetModel", "LimnControlNetModel", "T2IAdapter") else None
+
+
+def _wanted(config: Mapping[str, Any], own: Any) -> dict[str, Any]:
+    """What a ControlNet's config must say beside a UNet; a variant's own widths are its own, unless they are the base's."""
+    if "residual_channels" not in config:
+        return {key: own[key] for key in _SHARED}
+    from pipelines.variants import unet_levels
+
+    wanted: dict[str, Any] = {"residual_channels": unet_levels(own), "layers_per_block": own["layers_per_block"]}
+    if config.get("rank"):
+        count = len(config["block_out_channels"])
+        wanted |= {key: own[key][:count] for key in ("block_out_channels", "down_block_types")}
+    return wanted
 
 
 def _plain(value: Any) -> Any:

@@ -14,6 +14,7 @@ HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes"
 HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
 
 Precision = Literal["fp32", "fp16", "bf16"]
+Variant = Literal["full", "lite", "lora"]
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -106,7 +107,11 @@ class ControlNetConfig(Frozen):
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
     init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
     hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
-    blocks: tuple[int, ...] = Field((), max_length=2, description="blocks that are copied: joint ones (SD3), double and single ones (FLUX)")
+    blocks: tuple[int, ...] = Field(
+        (), max_length=2, description="blocks that are copied: of the encoder (SD, SDXL), joint ones (SD3), double and single ones (FLUX)"
+    )
+    variant: Variant = Field("full", description="full copy; lite: half as wide, nothing copied; lora: low-rank differences to the base")
+    rank: int = Field(64, ge=1, le=1024, description="of the differences of variant lora")
     data: DataConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")

@@ -112,7 +112,7 @@ class ControlNetTask:
     def finished(self, weights: dict[str, dict[str, Tensor]]) -> Any:
         """The network with these weights, apart from the one that is trained."""
         with quiet():
-            net = self.steering.kind.from_config(self.net.config)
+            net = type(self.net).from_config(self.net.config)
         net.load_state_dict(weights["controlnet"])
         return net
 

@@ -18,6 +18,7 @@ from core.control import Control, Image, Resample
 from core.errors import BadImage, BadRequest, Mismatch, unknown_name
 from core.request import Frozen
 from core.stack import stacked
+from pipelines.stacks import Stack
 from training import formats
 from training.mirror import mirrored_map
 from training.pairs import DataConfig as DataConfig
@@ -69,7 +70,7 @@ def controls_of(config: DataConfig) -> tuple[Control | None, ...]:
     Raises:
         BadRequest: a kind is named, or needed to extract or to stack, and there is none of the name.
     """
-    needed = bool(config.kind) or config.extract or len(config.conditions) > 1
+    needed = bool(config.kind or config.grey) or config.extract or len(config.conditions) > 1
     return tuple(controls.get(kind) if needed or kind in controls.names() else None for kind in config.kinds)
 
 
@@ -96,6 +97,13 @@ class Loader:
     def control(self) -> Control | None:
         """The kind of the first condition."""
         return self.controls[0]
+
+    def told(self) -> dict[str, Any]:
+        """What a ControlNet's config says of the conditions: the kind, or the kinds and channels of several; nothing of unknown ones."""
+        kinds = [control.name for control in self.controls if control is not None]
+        if len(kinds) < len(self.controls):
+            return {}
+        return {"limn_kind": kinds[0]} if self.channels == (3,) else Stack(tuple(kinds), self.channels).entries()
 
     @property
     def stacking(self) -> dict[str, tuple[int, ...]]:

@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import BadModel
-from pipelines.loading import quiet
+from pipelines.loading import WEIGHT_NAMES, quiet
 from pipelines.singlefile import SAID
+from pipelines.variants import Variant, differences, is_low_rank
 from training.config import Precision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -69,20 +70,46 @@ def _inner(part: str, rest: str) -> str:
 def single_file_tensors(net: Any) -> dict[str, Tensor]:
     """The network's tensors as A1111 and ComfyUI name them."""
     state: Mapping[str, Tensor] = net.state_dict()
+    if is_low_rank(net):
+        return _control_lora(differences(net), net.config)
     if type(net).__name__ != "ControlNetModel" or net.config.addition_embed_type is not None:
         return dict(state)
-    hints = sum(name.startswith(f"{_HINT}.blocks.") and name.endswith(".weight") for name in state)
-    return {original_name(name, int(net.config.layers_per_block), hints): tensor for name, tensor in state.items()}
+    return _original(state, net.config)
+
+
+def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Low-rank differences as ComfyUI reads them: the original names without their prefix, and a mark.
+
+    Source: Stability AI, control-lora, 2023; ComfyUI, comfy/controlnet.py.
+    """
+    named = {name.removeprefix("control_model."): tensor for name, tensor in _original(tensors, config).items()}
+    return named | {"lora_controlnet": torch.zeros(1)}
+
+
+def _original(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    hints = sum(name.startswith(f"{_HINT}.blocks.") and name.endswith(".weight") for name in tensors)
+    return {original_name(name, int(config["layers_per_block"]), hints): tensor for name, tensor in tensors.items()}
+
+
+def has_single_file(net: Any) -> bool:
+    """Whether other programs read the network as one file: Limn's own variants they do not, but a UNet's low-rank differences they do."""
+    return not isinstance(net, Variant) or (is_low_rank(net) and "layers_per_block" in net.config)
 
 
 def write_folder(folder: Path, net: Any, precision: Precision = "fp32") -> None:
-    """A diffusers folder, read again and compared.
+    """A diffusers folder, read again and compared; of low-rank networks only the differences are written.
 
     Raises:
         BadModel: what was read is not what was written.
     """
     with quiet():
         net = net.to(DTYPES[precision])
+        if is_low_rank(net):
+            net.save_config(folder)
+            tensors = {name: tensor.contiguous() for name, tensor in differences(net).items()}
+            save_file(tensors, folder / WEIGHT_NAMES[0], metadata={"format": "pt"})
+            _compare(tensors, load_file(folder / WEIGHT_NAMES[0]), folder)
+            return
         net.save_pretrained(folder)
         again = type(net).from_pretrained(folder, local_files_only=True)
     _compare(net.state_dict(), {name: tensor.to(DTYPES[precision]) for name, tensor in again.state_dict().items()}, folder)

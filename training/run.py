@@ -10,25 +10,26 @@ import yaml
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from core.errors import BadRequest
+from core.errors import BadRequest, Mismatch, unknown_name
 from core.files import publish
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, resolve
 from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
-from renderer import Renderer
+from pipelines.variants import with_differences
+from renderer import ROOT, Renderer
 from training import encode
 from training.board import check_installed
 from training.card import write_card
 from training.config import ControlNetConfig as ControlNetConfig
 from training.controlnet import ControlNetTask
 from training.data import Loader, Pair, read_pairs
-from training.export import write_folder, write_single_file
+from training.export import has_single_file, write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
 from training.optimiser import check_optimiser
-from training.steering import steering
+from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
@@ -104,10 +105,11 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     loader.check(pairs)
     base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
     vae: Any = base.networks()["vae"].float()
-    control = steering(base, config.hint_channels, config.blocks)
+    control = steering(base, config.hint_channels, config.blocks, variant=config.variant, rank=config.rank, channels=loader.channels)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
-        net = control.new() if config.init is None else load_controlnet(base, config.init, control.kind)
+        net = control.new() if config.init is None else load_controlnet(base, config.init, control)
+    net.register_to_config(**loader.told())
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
@@ -164,14 +166,29 @@ def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
     return [plain[number * len(plain) // count] for number in range(count)] if len(plain) > count else plain
 
 
-def load_controlnet(base: Family, folder: Path, kind: Any) -> Any:
+def load_controlnet(base: Family, folder: Path, control: Steering) -> Any:
     """A finished ControlNet to train further.
 
     Raises:
-        BadModel, Mismatch: it is none, is damaged, or was made for another base.
+        BadModel, Mismatch: it is none, is damaged, was made for another base, or is another variant than is to be trained.
     """
-    base.check_control(open_checkpoint(folder))
-    return load_part(kind, folder, base.place).float().requires_grad_(True)
+    checkpoint = open_checkpoint(folder)
+    base.check_control(checkpoint)
+    found, wanted = checkpoint.classes.get(""), control.kind.__name__
+    if found != wanted:
+        raise Mismatch(
+            f"init {str(folder)!r} is a {found}, these settings make a {wanted}: start from one of those, or change variant and blocks"
+        )
+    new, config = control.new(), checkpoint.config("")
+    for entry in ("rank", "conditioning_channels", "extra_conditioning_channels", "maps"):
+        if entry in config and entry in new.config and new.config[entry] != config[entry]:
+            raise Mismatch(
+                f"init {str(folder)!r} has {entry} {config[entry]}, these settings make {new.config[entry]}: "
+                "start from one of the same rank and conditions"
+            )
+    if not new.config.get("rank"):
+        return load_part(control.kind, folder, base.place).float().requires_grad_(True)
+    return with_differences(new, checkpoint)
 
 
 @dataclass
@@ -185,7 +202,7 @@ class Exporter:
 
     def __call__(self, folder: Path, net: Any) -> None:
         write_folder(folder, net, self.config.weights)
-        if self.config.single_file:
+        if self.config.single_file and has_single_file(net):
             write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
         train, data = self.config.train, self.config.data
         facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}

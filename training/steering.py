@@ -8,17 +8,21 @@ Source: Zhang et al., Adding Conditional Control to Text-to-Image Diffusion Mode
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
 from core.errors import BadModel, BadRequest, Mismatch
+from core.stack import unstacked
 from pipelines.controlnet import added_conditions
 from pipelines.controlnet_flux import Positions, told
 from pipelines.family import Family, Residuals, Text
-from pipelines.images import condition_to_tensor, picture_to_tensor
+from pipelines.images import condition_to_tensor
 from pipelines.loading import quiet
 from pipelines.tokens import pack, place_of
-from pipelines.vae import encode_pixels
-from training.config import HINT_CHANNELS as HINT_CHANNELS
+from pipelines.vae import encode
+from pipelines.variants import LimnControlNetModel, LimnFluxControlNetModel, LimnSD3ControlNetModel, copy_encoder
+from training.beginning import HINT_CHANNELS as HINT_CHANNELS
+from training.beginning import Start, counts, half_as_wide, unet_is_plain, unet_variant
 
 
 class Steering(Protocol):
@@ -54,17 +58,13 @@ class UNetSteering:
 
     reads_latents = False
 
-    def __init__(self, base: Any, hint_channels: Sequence[int], blocks: Sequence[int]) -> None:
-        self.base, self.hint_channels = base, tuple(hint_channels)
-        if blocks:
-            raise BadRequest(f"blocks {list(blocks)}: {base.title} ControlNets copy the whole encoder; leave `blocks` out")
+    def __init__(self, base: Any, start: Start) -> None:
+        self.base, self.start = base, start
 
     @property
     def kind(self) -> Any:
         """See `Steering.kind`."""
-        from diffusers import ControlNetModel
-
-        return ControlNetModel
+        return LimnControlNetModel.parent if unet_is_plain(self.base.unet, self.start) else LimnControlNetModel
 
     @property
     def denoiser(self) -> nn.Module:
@@ -73,16 +73,22 @@ class UNetSteering:
         return unet
 
     def new(self) -> Any:
-        """See `Steering.new`. Raises BadRequest if the hint encoder would not end at the latents' size."""
-        shrinks, cell_px = 2 ** (len(self.hint_channels) - 1), self.base.cell_px
+        """See `Steering.new`. Raises BadRequest if the hint encoder would not end at the latents' size, or blocks are not there."""
+        hint_channels, cell_px = self.start.hint_channels, self.base.cell_px
+        shrinks = 2 ** (len(hint_channels) - 1)
         if shrinks != cell_px:
             raise BadRequest(
-                f"hint_channels {self.hint_channels} shrink a condition {shrinks} times, but a latent cell is {cell_px} "
+                f"hint_channels {hint_channels} shrink a condition {shrinks} times, but a latent cell is {cell_px} "
                 f"pixels wide: give {cell_px.bit_length()} widths"
             )
         if self.base.inpaints:
             raise Mismatch(f"base {str(self.base.checkpoint.path)!r} is made for inpainting: train on the plain model it comes from")
-        net = self.kind.from_unet(self.base.unet, conditioning_embedding_out_channels=self.hint_channels).float()
+        with quiet():
+            if self.kind is LimnControlNetModel:
+                net = unet_variant(self.base.unet, self.start)
+            else:
+                reads = {"conditioning_embedding_out_channels": hint_channels, "conditioning_channels": sum(self.start.channels)}
+                net = self.kind.from_unet(self.base.unet, **reads).float()
         check_silent(net)
         return net
 
@@ -108,9 +114,15 @@ class TransformerSteering:
 
     reads_latents = True
 
-    def __init__(self, base: Any, blocks: Sequence[int]) -> None:
-        self.base = base
-        self.blocks = tuple(blocks)
+    def __init__(self, base: Any, start: Start) -> None:
+        self.base, self.start = base, start
+        if set(start.channels) != {3}:
+            raise BadRequest(f"data.grey: {base.title} ControlNets read conditions through the autoencoder, in colour; leave it out")
+
+    @property
+    def kind(self) -> Any:
+        """See `Steering.kind`."""
+        raise NotImplementedError
 
     @property
     def denoiser(self) -> nn.Module:
@@ -119,18 +131,16 @@ class TransformerSteering:
         return transformer
 
     def condition(self, map_HWC: Any) -> Tensor:
-        """See `Steering.condition`: the mean, as rendering takes it."""
-        return encode_pixels(self.base.vae, picture_to_tensor(map_HWC)[None], self.base.place)[0]
+        """See `Steering.condition`: the mean, as rendering takes it; of stacked maps one after the other."""
+        return torch.cat([encode(self.base.vae, one_HWC, self.base.place) for one_HWC in unstacked(map_HWC)], dim=1)[0]
 
-    def _start(self, kind: Any, changes: Mapping[str, Any], copied: Sequence[str]) -> Any:
+    def _start(self, variant: Any, changes: Mapping[str, Any]) -> Any:
         """A network of the base's configuration with some entries changed, the copied parts holding the base's first weights."""
         config = {name: value for name, value in self.base.transformer.config.items() if not name.startswith("_")}
         with quiet():  # the library warns of its own parts
-            net = kind.from_config({**config, **changes}).float()
-        for part in copied:
-            mine = getattr(net, part).state_dict()
-            theirs = getattr(self.base.transformer, part).state_dict()
-            getattr(net, part).load_state_dict({name: theirs[name] for name in mine})
+            net = self.kind.from_config({**config, **self.start.low_rank, **changes}).float()
+        if self.start.variant != "lite":
+            copy_encoder(net, self.base.transformer, variant.copied)
         return net
 
 
@@ -140,23 +150,25 @@ class SD3Steering(TransformerSteering):
     @property
     def kind(self) -> Any:
         """See `Steering.kind`."""
-        from diffusers import SD3ControlNetModel
-
-        return SD3ControlNetModel
+        return LimnSD3ControlNetModel.parent if self.start.variant == "full" else LimnSD3ControlNetModel
 
     def new(self) -> Any:
         """See `Steering.new`. Raises BadRequest if more blocks are to be copied than can be."""
         whole = len(self.base.transformer.transformer_blocks)
-        (count,) = _counts(self.blocks, (whole // 2,), (whole - 1,), "the last joint block has no text and cannot be copied")
+        (count,) = counts(self.start.blocks, (whole // 2,), (whole - 1,), "the last joint block has no text and cannot be copied")
         dual = tuple(layer for layer in self.base.transformer.config.dual_attention_layers if layer < count)
+        lite = half_as_wide(self.base.transformer.config) if self.start.variant == "lite" else {}
+        if lite:
+            lite["caption_projection_dim"] = lite["residual_channels"] // 2
         changes = {
             "num_layers": count,
-            "extra_conditioning_channels": 0,
+            "extra_conditioning_channels": int(self.base.vae.config.latent_channels) * (len(self.start.channels) - 1),
             "dual_attention_layers": dual,
             # the pooled text is read in training, so rendering must not zero it
             "force_zeros_for_pooled_projection": False,
+            **lite,
         }
-        net = self._start(self.kind, changes, ("pos_embed", "time_text_embed", "context_embedder", "transformer_blocks"))
+        net = self._start(LimnSD3ControlNetModel, changes)
         for parameter in net.pos_embed_input.parameters():
             nn.init.zeros_(parameter)
         check_silent(net)
@@ -178,24 +190,27 @@ class SD3Steering(TransformerSteering):
 class FluxSteering(TransformerSteering):
     """FLUX.1: some double blocks and some single ones."""
 
-    def __init__(self, base: Any, blocks: Sequence[int]) -> None:
-        super().__init__(base, blocks)
+    def __init__(self, base: Any, start: Start) -> None:
+        super().__init__(base, start)
         self.positions = Positions(base.place)
 
     @property
     def kind(self) -> Any:
         """See `Steering.kind`."""
-        from diffusers import FluxControlNetModel
-
-        return FluxControlNetModel
+        plain = self.start.variant == "full" and len(self.start.channels) == 1
+        return LimnFluxControlNetModel.parent if plain else LimnFluxControlNetModel
 
     def new(self) -> Any:
         """See `Steering.new`. Raises BadRequest if more blocks are to be copied than there are."""
         transformer = self.base.transformer
         whole = len(transformer.transformer_blocks), len(transformer.single_transformer_blocks)
-        double, single = _counts(self.blocks, (min(4, whole[0]), 0), whole, "as many as the base has")
-        copied = ("time_text_embed", "context_embedder", "x_embedder", "transformer_blocks", "single_transformer_blocks")
-        net = self._start(self.kind, {"num_layers": double, "num_single_layers": single}, copied)
+        double, single = counts(self.start.blocks, (min(4, whole[0]), 0), whole, "as many as the base has")
+        changes = {"num_layers": double, "num_single_layers": single}
+        if self.start.variant == "lite":
+            changes |= half_as_wide(transformer.config)
+        if len(self.start.channels) > 1:
+            changes["maps"] = len(self.start.channels)
+        net = self._start(LimnFluxControlNetModel, changes)
         for parameter in net.controlnet_x_embedder.parameters():
             nn.init.zeros_(parameter)
         check_silent(net)
@@ -214,19 +229,21 @@ class FluxSteering(TransformerSteering):
         return found | ({place_of("single", single): single} if single else {})
 
 
-def steering(base: Family, hint_channels: Sequence[int] = HINT_CHANNELS, blocks: Sequence[int] = ()) -> Steering:
-    """The ControlNets of a loaded base. blocks: how many are copied (SD3: joint; FLUX: double and single); empty for the usual numbers.
+def steering(base: Family, hint_channels: Sequence[int] = HINT_CHANNELS, blocks: Sequence[int] = (), **start: Any) -> Steering:
+    """The ControlNets of a loaded base, begun as `Start` says.
 
     Raises:
         BadModel: a family whose ControlNets cannot be trained here.
+        BadRequest: conditions that its ControlNets cannot read.
     """
+    begins = Start(tuple(hint_channels), tuple(blocks), **start)
     match base.name:
         case "sd" | "sdxl":
-            return UNetSteering(base, hint_channels, blocks)
+            return UNetSteering(base, begins)
         case "sd3":
-            return SD3Steering(base, blocks)
+            return SD3Steering(base, begins)
         case "flux":
-            return FluxSteering(base, blocks)
+            return FluxSteering(base, begins)
     raise BadModel(f"base {str(base.checkpoint.path)!r} is {base.title}: ControlNets are trained for SD 1.x, 2.x, XL, 3 and FLUX.1")
 
 
@@ -254,10 +271,3 @@ def check_silent(net: Any) -> None:
         for part, parameter in layer.named_parameters():
             if parameter.count_nonzero():
                 raise Mismatch(f"zero layer {name}.{part} is not zero: the library's initialisation has changed")
-
-
-def _counts(given: Sequence[int], usual: Sequence[int], most: Sequence[int], why: str) -> tuple[int, ...]:
-    counts = tuple(given) or tuple(usual)
-    if len(counts) != len(most) or not all(0 <= count <= limit for count, limit in zip(counts, most, strict=True)) or not sum(counts):
-        raise BadRequest(f"blocks {list(counts)}: give {len(most)} numbers up to {list(most)} ({why})")
-    return counts

@@ -158,7 +158,7 @@ class Flux(Family):
         """
         if checkpoint.path == self.checkpoint.path and self.extra == "map":
             return
-        if checkpoint.classes.get("") != "FluxControlNetModel":
+        if checkpoint.classes.get("") not in ("FluxControlNetModel", "LimnFluxControlNetModel"):
             raise wrong_kind(checkpoint, self.checkpoint, "FluxControlNetModel", self.title)
         config, base = checkpoint.config(""), self.transformer.config
         channels = 4 * int(self.vae.config.latent_channels)
@@ -179,9 +179,14 @@ class Flux(Family):
         """
         from diffusers import FluxControlNetModel
 
+        from pipelines.variants import kind_named, load_variant
+
         self.check_control(checkpoint)
         own = self.own_control() if checkpoint.path == self.checkpoint.path else None
-        return own or FluxControlNet(checkpoint.network(FluxControlNetModel, "", self.place), checkpoint, self.place, self._positions)
+        if own is not None:
+            return own
+        kind = kind_named(checkpoint.classes.get(""), FluxControlNetModel)
+        return FluxControlNet(load_variant(kind, checkpoint, self.checkpoint, self.place), checkpoint, self.place, self._positions)
 
     @torch.inference_mode()
     def prepare(self, net: FluxControlNet | OwnControl, hint: Hint) -> PreparedControl:
@@ -223,7 +228,8 @@ class Flux(Family):
 
 
 def _width(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
+    own = int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
+    return int(config.get("residual_channels") or own)
 
 
 def _extra_channels(checkpoint: Checkpoint, transformer: Any, autoencoder: Any, cell_px: int) -> Extra:

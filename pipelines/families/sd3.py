@@ -160,13 +160,13 @@ class StableDiffusion3(Family):
             BadModel: it is no ControlNet.
             Mismatch: it was made for another base.
         """
-        if checkpoint.classes.get("") != "SD3ControlNetModel":
+        if checkpoint.classes.get("") not in ("SD3ControlNetModel", "LimnSD3ControlNetModel"):
             raise wrong_kind(checkpoint, self.checkpoint, "SD3ControlNetModel", self.title)
         config = checkpoint.config("")
         base = self.transformer.config
         reads_text = config.get("joint_attention_dim", 4096) is not None
         found = {
-            "width": config.get("num_attention_heads", 18) * config.get("attention_head_dim", 64),
+            "width": config.get("residual_channels") or config.get("num_attention_heads", 18) * config.get("attention_head_dim", 64),
             "patch_size": config.get("patch_size", 2),
             "in_channels": config.get("in_channels", 16),
             "pooled_projection_dim": config.get("pooled_projection_dim", 2048),
@@ -195,8 +195,12 @@ class StableDiffusion3(Family):
         """
         from diffusers import SD3ControlNetModel
 
+        from pipelines.variants import kind_named, load_variant
+
         self.check_control(checkpoint)
-        return LoadedControlNet(checkpoint.network(SD3ControlNetModel, "", self.place), self.transformer, self.vae, self.place)
+        kind = kind_named(checkpoint.classes.get(""), SD3ControlNetModel)
+        net = load_variant(kind, checkpoint, self.checkpoint, self.place)
+        return LoadedControlNet(net, self.transformer, self.vae, self.place)
 
     @torch.inference_mode()
     def prepare(self, net: LoadedControlNet, hint: Hint) -> SteeredControlNet:
