@@ -40,6 +40,8 @@ def evaluate(
     for name, number in (("count", len(cases)), ("seeds", settings.seeds)):
         if number < 1:
             raise BadRequest(f"{name} = {number}: give 1 at least")
+    if not settings.kinds:
+        raise BadRequest("no kind of control is named: give --controls canny,depth,…")
     for kind in (*settings.kinds, *settings.controlnets):
         controls.get(kind)
     described = _described(settings, cases)
