@@ -56,8 +56,8 @@ def build(service: "Service", trainings: "Trainings") -> Any:
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 _, creating = create.build(page, service, state)
-            with gr.Tab("Compare", id="compare"):
-                compare.build(creating)
+            with gr.Tab("Compare", id="compare") as tab:
+                compare.build(tab, creating)
             with gr.Tab("Batch", id="batch"):
                 batch.build(creating)
             with gr.Tab("Pose", id="pose", elem_id="pose-tab"):

@@ -12,6 +12,7 @@ from core.images import encode_png, sha256_pixels
 from core.provenance import Record, read_record
 from web import compare_plot, form, grid, words
 from web.handlers import Changes, Handlers
+from web.kept import keep
 from web.service import Drawing, Finished
 
 NONE = "nothing"
@@ -77,7 +78,7 @@ def weight_and_window() -> list[str]:
     return [text for pair in pairs for text in pair]
 
 
-def build(create: Handlers) -> None:
+def build(tab: Any, create: Handlers) -> None:
     """The tab's components, and which handler answers what."""
     parts: dict[str, Any] = {}
     axes: list[Any] = []
@@ -87,7 +88,8 @@ def build(create: Handlers) -> None:
             label = f"Axis {number + 1}"
             axes.append(gr.Dropdown([NONE, *grid.AXES], value=name, label=label, scale=1, min_width=160, elem_id=f"axis-{number}"))
             axes.append(gr.Textbox(text, label="Values", scale=3, min_width=200, elem_id=f"values-{number}"))
-    both = gr.Button("Weight and window", size="sm", elem_id="weight-and-window")
+    with gr.Row():
+        both = gr.Button("Fill in weight and window", size="sm", scale=0, min_width=200, elem_id="weight-and-window")
     with gr.Row():
         parts["draw"] = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
         stop = gr.Button("Cancel", scale=1, min_width=100, elem_id="stop-grid")
@@ -96,6 +98,7 @@ def build(create: Handlers) -> None:
     parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
     shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["fullscreen"], "visible": False}
     parts["plot"] = gr.Image(label="Fidelity", show_label=False, elem_id="plot", **shown)
+    keep("compare", {str(number): axis for number, axis in enumerate(axes)}, tab)
     handlers = _Compare(create, parts)
     given = [*axes, *create.parts.inputs.values()]
     parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, **_QUIET)

@@ -13,6 +13,7 @@ from core.errors import BadRequest, LimnError
 from web import train_folder, train_settings, words
 from web.fields import component, settings_of
 from web.handlers import Changes, Handlers
+from web.kept import keep
 from web.settings import pool
 from web.train_check import Looked, look
 from web.train_folder import Told
@@ -40,7 +41,7 @@ SPELLED: dict[str, dict[str, Any]] = {  # labels that their section does not mak
 }
 CURVES = {
     "loss": ("Loss", "loss", {"smoothed": "loss_smooth"}),
-    "gap": ("Paired gap: own condition against none (teal), against another's (amber)", "gap", {"own": "gap", "other": "gap_shuffled"}),
+    "gap": ("Paired gap (teal), against another condition (amber)", "gap", {"own": "gap", "other": "gap_shuffled"}),
     "fidelity": ("Fidelity of held-out pairs", "fidelity", {"fidelity": "fidelity"}),
     "rate": ("Learning rate", "rate", {"rate": "lr"}),
 }
@@ -166,7 +167,7 @@ class _Train:
         if not name:
             return {parts["watch"]: gr.update(visible=False), parts["timer"]: gr.update(active=running is not None)}
         try:
-            folder = self.places.run(name)
+            folder = self.places.run(str(name))
             now = [name, runs, train_folder.changed(folder)]
             if now == seen:
                 return {parts["seen"]: now}
@@ -205,6 +206,7 @@ def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
             fields, preset = _settings(parts)
         with gr.Column(scale=5, min_width=340, elem_id="train-shown"):
             _watching(parts)
+    keep("train", fields, tab)
     handlers = _Train(trainings, create, parts=parts, fields=fields)
     given, run = list(fields.values()), parts["run"]
     into_create = [*create.parts.inputs.values(), create.parts.columns[0], create.parts.status]
@@ -233,8 +235,8 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             fields["data.condition"] = gr.Dropdown(controls.names(), value=values["data.condition"], allow_custom_value=True, **spelled)
         fields["data.extract"] = _field("data.extract", values)
     parts["check"] = gr.Button("Check the pairs", size="sm", elem_id="check-dataset")
-    parts["checked"] = gr.HTML(elem_id="checked")
-    parts["findings"] = gr.HTML(elem_id="findings")
+    parts["checked"] = gr.HTML(elem_id="checked", elem_classes="unsaid")
+    parts["findings"] = gr.HTML(elem_id="findings", elem_classes="unsaid")
     with gr.Group():
         with gr.Row():
             preset = gr.Dropdown(train_settings.presets(), label="Preset", elem_id="preset", min_width=140)
@@ -244,7 +246,7 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             with gr.Row():
                 fields |= {key: _field(key, values, min_width=90) for key in row}
     parts["start"] = gr.Button("Start training", variant="primary", elem_id="start-training")
-    parts["said"] = gr.HTML(elem_id="train-said")
+    parts["said"] = gr.HTML(elem_id="train-said", elem_classes="unsaid")
     for section, head in HEADS.items():
         rest = [key for key in train_settings.kinds()[section] if key not in train_settings.MAIN]
         with gr.Accordion(head, open=False, elem_id=f"train-{section or 'network'}"), gr.Group():
@@ -270,7 +272,8 @@ def _watching(parts: dict[str, Any]) -> None:
         )
         for key, (title, y, series) in CURVES.items():
             several: dict[str, Any] = {} if len(series) == 1 else {"color": "curve", "colors_in_legend": [], "color_map": GAPS}
-            titles = {"x_title": "Step", "y_title": y.capitalize(), "x_axis_format": "~g", "label": title}
+            titles = {"x_title": "Step", "y_title": y.capitalize(), "x_axis_format": "~s", "label": title}
+            several |= {"y_lim": [0, 1]} if key == "fidelity" else {}
             parts[key] = gr.LinePlot(x="step", y=y, height=200, visible=False, elem_id=f"curve-{key}", **titles, **several)
         with gr.Accordion("What it says", open=False):
             parts["log"] = gr.Textbox(label="Output", show_label=False, lines=8, max_lines=8, interactive=False, elem_id="train-log")

@@ -25,6 +25,7 @@ from web.settings import sort_of
 Values = Mapping[str, Any]
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+MOST_CHARACTERS = 500  # of a key, and of its value, in the lines for further settings
 PRESETS = ROOT / "examples"
 
 MAIN = (
@@ -180,14 +181,11 @@ def _asked(values: Values) -> dict[str, Any]:
         key, equals, text = line.partition("=")
         if not line.strip():
             continue
-        if not equals or not key.strip() or key.strip() in _APART:
+        if not equals or not key.strip() or key.strip() in _APART or len(key) > MOST_CHARACTERS:
             raise BadRequest(f"further setting {shortened(line)}: write key=value, as in train.betas=[0.9, 0.99], one in a line")
         if key.strip() in values:
             raise BadRequest(f"further setting {shortened(key.strip())} has a field of its own: change it there")
-        try:
-            _put(asked, key.strip(), yaml.safe_load(text))
-        except yaml.YAMLError:
-            raise BadRequest(f"further setting {shortened(line)}: what follows the = is not YAML") from None
+        _put(asked, key.strip(), _parsed(line, text))
     for keys in kinds().values():
         for key in keys:
             if key in values:
@@ -198,6 +196,16 @@ def _asked(values: Values) -> dict[str, Any]:
                 empty = value == "" and model.model_fields[name].default is None
                 _put(asked, key, None if empty else value)
     return asked
+
+
+def _parsed(line: str, text: str) -> Any:
+    """A value as YAML writes it; aliases are refused, which could make much of little."""
+    try:
+        if len(text) <= MOST_CHARACTERS and not any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text)):
+            return yaml.safe_load(text)
+    except (yaml.YAMLError, RecursionError):
+        pass
+    raise BadRequest(f"further setting {shortened(line)}: what follows the = is not YAML of {MOST_CHARACTERS} characters without aliases")
 
 
 def _of_model(model: type[BaseModel], prefix: str) -> list[str]:

@@ -69,6 +69,12 @@ def test_several_conditions_are_written_between_commas(places: Places) -> None:
         ({"more": "monitor.wandb=theirs"}, "write key=value"),
         ({"more": "train.steps=3"}, "further setting 'train.steps' has a field of its own"),
         ({"more": "train.betas=[1, "}, "is not YAML"),
+        ({"more": "blocks=[&a [1], *a]"}, "is not YAML of 500 characters without aliases"),
+        ({"more": f"blocks={'[' * 5000}"}, "is not YAML of 500 characters"),
+        ({"more": f"blocks={'[' * 499}"}, "is not YAML"),
+        ({"more": f"{'a.' * 5000}b=1"}, "write key=value"),
+        ({"more": "blocks.a=1\nblocks=2"}, "blocks"),
+        ({"name": ["mine"]}, "name \"\\['mine'\\]\""),
         ({"more": "colour=red"}, "colour"),
     ],
 )
