@@ -46,6 +46,7 @@ def build(service: "Service", trainings: "Trainings") -> Any:
     import gradio as gr
 
     from web import batch, compare, create, gallery, pose, train
+    from web.batches import Batches
     from web.library import Library
     from web.words import note
 
@@ -53,13 +54,14 @@ def build(service: "Service", trainings: "Trainings") -> Any:
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>Limn</h1>")
             state = gr.HTML(note(f"{service.model}, loading"), elem_id="model")
+        kept = batch.remembered()
         with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab("Create", id="create"):
                 _, creating = create.build(page, service, state)
             with gr.Tab("Compare", id="compare") as tab:
                 compare.build(tab, creating)
             with gr.Tab("Batch", id="batch"):
-                batch.build(creating)
+                batch.build(page, creating, Batches(service), kept)
             with gr.Tab("Pose", id="pose", elem_id="pose-tab"):
                 pose.build(creating, tabs)
             with gr.Tab("Train", id="train", elem_id="train-tab") as tab:

@@ -1,5 +1,8 @@
-"""Batch: a manifest or control pictures, checked row by row, then drawn in order; what is done is done, a second run goes on."""
+"""Batch: a manifest or control pictures, checked row by row, then drawn, also while nobody looks; what is done stays done."""
 
+import tempfile
+import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -7,87 +10,136 @@ from typing import Any
 import gradio as gr
 
 import controls
-from batch.manifest import Manifest
-from core.errors import Cancelled, LimnError
-from web import manifest, words
-from web.handlers import Changes, Handlers
-from web.service import Drawing, Finished
+from core.errors import LimnError
+from web import words
+from web.batches import Batch, Batches
+from web.handlers import NOTHING, Changes, Handlers
 from web.upload import upload_file
 
 HELP = "A manifest (JSONL, CSV or Parquet) with the pictures it names, or control pictures with a text file each for the prompt."
 HEAD = ["Line", "Prompt", "Controls", "State", "Fidelity"]
+SHOWN = 48  # results shown at once
+KEY = "limn-batch"
 
+_NEWS_S = 0.5
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
 
 
 class _Batch:
-    """The tab's behaviour. `rows` is the checked manifest and `table` what became of it: both stay on the server."""
+    """The tab's behaviour. `key` says which batch it shows; the browser keeps it, so that a page that is opened again finds it."""
 
-    def __init__(self, create: Handlers, parts: dict[str, Any]) -> None:
-        self.create, self.parts = create, parts
+    def __init__(self, create: Handlers, batches: Batches, parts: dict[str, Any]) -> None:
+        self.create, self.batches, self.parts = create, batches, parts
 
-    def check(self, paths: list[str] | None, kind: str) -> Changes:
+    def check(self, paths: list[str] | None, kind: str) -> Iterator[Changes]:
         """Every row of what was dropped: what it asks for, or what is wrong with it."""
         if not paths:
-            return {self.parts["said"]: ""}
+            yield {self.parts["said"]: ""}
+            return
         files = [Path(path) for path in paths]
         try:
-            found = manifest.collect(files, self.create.service.out, kind)
+            batch = self.batches.check(files, kind)
         except LimnError as error:
             names = {f"{path.parent}/": "" for path in files}
-            return {self.parts["said"]: words.note(words.plain(str(error), names), problem=True)}
-        table: list[list[Any]] = [
-            [row.line, row.request.prompt[:80], ", ".join(unit.kind for unit in row.request.controls), "ready", ""] for row in found.rows
-        ]
-        table += [[problem.line, "", "", words.plain(problem.message, {}), ""] for problem in found.problems]
-        bad = f", {len(found.problems)} cannot be read and will be left out" if found.problems else ""
+            yield {self.parts["said"]: words.note(words.plain(str(error), names), problem=True)}
+            return
+        yield {self.parts["key"]: batch.key, self.parts["results"]: gr.update(visible=False)}
+        yield from self._watched(batch)
+
+    def run(self, key: Any) -> Iterator[Changes]:
+        """What is not there is drawn; one that fails is said so and the next goes on."""
+        try:
+            batch = self.batches.start(key if isinstance(key, str) else "")
+        except LimnError as error:
+            yield {self.parts["said"]: words.note(words.plain(str(error), {}), problem=True)}
+            return
+        yield from self._watched(batch)
+
+    def watch(self, key: Any) -> Iterator[Changes]:
+        """The batch that this browser had, as far as it has come."""
+        batch = self.batches.get(key)
+        if batch is None:
+            yield NOTHING
+        else:
+            yield from self._watched(batch)
+
+    def pause(self, key: Any) -> None:
+        """Stops within a step; `run` says so on the page."""
+        batch = self.batches.get(key)
+        if batch is not None:
+            batch.pause()
+
+    def open_results(self, key: Any) -> Changes:
+        """The newest pictures, and all of them to take home."""
+        batch = self.batches.get(key)
+        if batch is None or not batch.paths:
+            return NOTHING
+        newest = [path for path in reversed(batch.paths) if path.is_file()][:SHOWN]
         return {
-            self.parts["table"]: gr.update(value=sorted(table, key=lambda row: row[0]), visible=True),
-            self.parts["said"]: words.note(f"{len(found.rows)} rows are ready{bad}."),
-            self.parts["rows"]: found,
-            self.parts["lines"]: sorted(table, key=lambda row: row[0]),
-            self.parts["start"]: gr.update(interactive=bool(found.rows), value="Start"),
+            self.parts["results"]: gr.update(visible=True),
+            self.parts["pictures"]: [self.create.copy(str(path)) for path in newest],
+            self.parts["all"]: gr.update(value=self._packed(batch)),
         }
 
-    def run(self, visitor: gr.Request, found: Manifest | None, lines: list[list[Any]]) -> Iterator[Changes]:
-        """Every row that is not done, in order; one that fails is said so and the next goes on."""
-        parts = self.parts
-        if found is None:
-            return
-        lines = [list(line) for line in lines]
-        at = {line[0]: line for line in lines}
-        todo = [row for row in found.rows if at[row.line][3] != "done"]
-        yield {parts["start"]: gr.update(interactive=False), parts["pause"]: gr.update(interactive=True)}
-        try:
-            for number, row in enumerate(todo):
-                line = at[row.line]
-                try:
-                    for news in self.create.service.submit(row.request, str(visitor.session_hash)).follow():
-                        share = number + (news.done / news.steps if isinstance(news, Drawing) else 0)
-                        yield {parts["said"]: words.share(f"Row {number + 1} of {len(todo)}.", share, len(todo))}
-                        if isinstance(news, Finished):
-                            scores = [control.fidelity.value for control in news.pictures[0].record.controls if control.fidelity]
-                            line[3:] = ["done", ", ".join(f"{score:.2f}" for score in scores)]
-                except Cancelled:
-                    raise
-                except LimnError as error:
-                    line[3] = words.plain(str(error), {f"{self.create.service.out.resolve()}/": ""})
-                yield {parts["table"]: lines, parts["lines"]: lines}
-            failed = sum(at[row.line][3] != "done" for row in found.rows)
-            said = (
-                f"{len(found.rows) - failed} rows are done"
-                + (f", {failed} failed." if failed else ".")
-                + " The pictures are in the Gallery."
-            )
-            yield {parts["said"]: words.note(said), parts["start"]: gr.update(interactive=True, value="Start")}
-        except Cancelled:
-            yield {parts["said"]: words.note("Paused."), parts["start"]: gr.update(interactive=True, value="Resume")}
-        yield {parts["pause"]: gr.update(interactive=False), parts["lines"]: lines}
+    def _watched(self, batch: Batch) -> Iterator[Changes]:
+        """The table whenever it has changed, and how far it is, until nothing moves any more."""
+        parts, seen = self.parts, -1
+        yield {parts["start"]: gr.update(interactive=False), parts["pause"]: gr.update(interactive=batch.running)}
+        while batch.running:
+            changes = {parts["said"]: words.share(self._far(batch), batch.done + batch.step[0] / batch.step[1], len(batch.jobs))}
+            if batch.changes != seen:
+                seen = batch.changes
+                changes[parts["table"]] = gr.update(value=self._table(batch), visible=True)
+            yield changes
+            time.sleep(_NEWS_S)
+        left = len(batch.jobs) - batch.done
+        yield {
+            parts["table"]: gr.update(value=self._table(batch), visible=True),
+            parts["said"]: words.note(self._plain(batch.problem or self._end(batch)), problem=bool(batch.problem)),
+            parts["start"]: gr.update(interactive=left > 0, value="Resume" if batch.done or batch.failed else "Start"),
+            parts["pause"]: gr.update(interactive=False),
+            parts["open"]: gr.update(interactive=batch.done > 0),
+        }
+
+    def _far(self, batch: Batch) -> str:
+        done, steps = batch.step
+        return f"{batch.done} of {len(batch.jobs)} pictures are done" + (f", step {done} of {steps} of the next." if done else ".")
+
+    def _end(self, batch: Batch) -> str:
+        total, bad = len(batch.jobs), f" {batch.bad} of the rows cannot be read and are left out." if batch.bad else ""
+        if batch.done == total:
+            return f"All {total} pictures are done; they are in the Gallery.{bad}" if total else f"No row is good.{bad}"
+        if not batch.started:
+            there = f", {batch.done} of them there already" if batch.done else ""
+            return f"{total} pictures are ready to be drawn{there}.{bad}"
+        failed = f", {batch.failed} failed" if batch.failed else ", the others wait"
+        return f"{batch.done} of {total} pictures are done{failed}.{bad}"
+
+    def _table(self, batch: Batch) -> list[list[Any]]:
+        return [[*cells[:3], self._plain(cells[3]) if " " in cells[3] else cells[3], cells[4]] for cells in batch.table()]
+
+    def _plain(self, text: str) -> str:
+        out = self.create.service.out.resolve()
+        return words.plain(text, {f"{out}/": ""}) if text else ""
+
+    def _packed(self, batch: Batch) -> str:
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / f"{batch.folder.name}.zip"
+            with zipfile.ZipFile(path, "w") as packed:  # PNG does not shrink
+                for picture in batch.paths:
+                    if picture.is_file():
+                        packed.write(picture, picture.name)
+            return self.create.copy(str(path))
 
 
-def build(create: Handlers) -> None:
-    """The tab's components, and which handler answers what."""
-    parts: dict[str, Any] = {"rows": gr.State(None), "lines": gr.State([])}
+def remembered() -> Any:
+    """Where the browser keeps which batch it has; stands outside of the tabs, for what is in one is not there before it is opened."""
+    return gr.BrowserState(None, storage_key=KEY, secret=KEY)
+
+
+def build(page: Any, create: Handlers, batches: Batches, key: Any) -> None:
+    """The tab's components, and which handler answers what. key: see `remembered`."""
+    parts: dict[str, Any] = {"key": key}
     gr.HTML(words.note(HELP))
     with gr.Row():
         dropped = upload_file(label="Files", file_count="multiple", height=140, elem_id="batch-files", scale=3)
@@ -95,10 +147,19 @@ def build(create: Handlers) -> None:
     with gr.Row():
         parts["start"] = gr.Button("Start", variant="primary", interactive=False, scale=3, elem_id="start-batch")
         parts["pause"] = gr.Button("Pause", interactive=False, scale=1, min_width=100, elem_id="pause-batch")
+        parts["open"] = gr.Button("Open results", interactive=False, scale=1, min_width=120, elem_id="open-batch")
     parts["said"] = gr.HTML(elem_id="batch-said")
     parts["table"] = gr.Dataframe(headers=HEAD, visible=False, interactive=False, wrap=True, elem_id="batch-table", buttons=[])
-    handlers = _Batch(create, parts)
+    with gr.Column(visible=False, elem_id="batch-results") as parts["results"]:
+        parts["pictures"] = gr.Gallery(
+            label="Newest pictures", columns=8, height="auto", buttons=[], elem_id="batch-pictures", interactive=False, object_fit="contain"
+        )
+        parts["all"] = gr.DownloadButton("Download all as ZIP", size="sm", elem_id="batch-download")
+    handlers = _Batch(create, batches, parts)
     own = list(parts.values())
-    dropped.upload(handlers.check, [dropped, kind], own, **_QUIET)
-    parts["start"].click(handlers.run, [parts["rows"], parts["lines"]], own, concurrency_limit=None, **_QUIET)
-    parts["pause"].click(create.cancel, queue=False, **_QUIET)
+    long: dict[str, Any] = {"concurrency_limit": None} | _QUIET
+    dropped.upload(handlers.check, [dropped, kind], own, **long)
+    parts["start"].click(handlers.run, parts["key"], own, **long)
+    parts["pause"].click(handlers.pause, parts["key"], queue=False, **_QUIET)
+    parts["open"].click(handlers.open_results, parts["key"], own, **_QUIET)
+    page.load(handlers.watch, parts["key"], own, **long)

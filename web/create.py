@@ -67,7 +67,7 @@ def _sampling(service: Service, model_doctor: Any) -> tuple[dict[str, Any], Any]
             inputs["model"] = gr.Dropdown(
                 [service.model], value=service.model, label="Model", allow_custom_value=True, elem_id="base", min_width=200, scale=2
             )
-            inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=120, buttons=[new_seed, old_seed])
+            inputs["seed"] = component(RenderRequest, "seed", info=None, elem_id="seed", min_width=150, buttons=[new_seed, old_seed])
             inputs["count"] = component(RenderRequest, "count", info=None, elem_id="count", min_width=80)
         model_doctor.render()
         with gr.Row():
@@ -117,8 +117,9 @@ def _more() -> dict[str, Any]:
     with gr.Accordion("Second, larger pass", open=False, elem_id="hires"), gr.Group():
         inputs["hires.on"] = gr.Checkbox(False, label="Draw a second pass", elem_id="hires-on")
         with gr.Row():
-            inputs |= {f"hires.{name}": component(Hires, name, info=None, min_width=140) for name in ("scale", "strength", "upscaler")}
+            inputs |= {f"hires.{name}": component(Hires, name, info=None, min_width=140) for name in ("scale", "strength")}
         with gr.Row():
+            inputs["hires.upscaler"] = component(Hires, "upscaler", info=None, min_width=140)
             inputs |= {f"hires.{name}": component(Hires, name, min_width=140) for name in ("steps", "with_control")}
     with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
         with gr.Row():

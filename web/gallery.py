@@ -109,7 +109,7 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
                 parts["download"] = gr.DownloadButton("Download", size="sm", elem_id="gallery-download")
                 discard = gr.Button("To the trash", size="sm", elem_id="discard")
             dropped = upload_file(
-                label="Settings from a picture of Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=120, elem_id="foreign"
+                label="Settings from a picture of Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=170, elem_id="foreign"
             )
     handlers = _Gallery(library, create, parts, tabs)
     own = list(parts.values())

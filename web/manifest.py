@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path, PurePath
 
@@ -15,8 +14,8 @@ MOST_FILES = 2000
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".json")
 
 
-def collect(paths: Sequence[Path], out: Path, kind: str) -> Manifest:
-    """The rows of the manifest among some uploaded files, or a row for each control picture where there is none.
+def collect(paths: Sequence[Path], out: Path, kind: str) -> tuple[Path, Manifest]:
+    """The rows of the manifest among some uploaded files, or a row for each control picture where there is none, and where they lie.
 
     Files are copied into a folder of `out` under their own names, where the manifest finds them; a row that names a file elsewhere is a
     problem. kind: of control, for pictures without a manifest; a text file of a picture's name is its prompt.
@@ -32,13 +31,14 @@ def collect(paths: Sequence[Path], out: Path, kind: str) -> Manifest:
     manifests = [name for name in names if PurePath(name).suffix.lower() in SUFFIXES]
     if len(manifests) > 1:
         raise BadRequest(f"{len(manifests)} manifests at once: give one, with its pictures")
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(kind.encode() if not manifests else b"")
     for name, path in sorted(zip(names, paths, strict=True)):
         digest.update(name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
     folder = (out / "batches" / digest.hexdigest()[:24]).resolve()
     folder.mkdir(parents=True, exist_ok=True)
     for name, path in zip(names, paths, strict=True):
-        shutil.copyfile(path, folder / name)
+        if not (folder / name).is_file():  # its content is that of the folder's name
+            publish(folder / name, path.read_bytes())
     manifest = folder / manifests[0] if manifests else _of_pictures(folder, names, kind)
     found = read_manifest(manifest)
     kept = Manifest(problems=list(found.problems))
@@ -48,7 +48,7 @@ def collect(paths: Sequence[Path], out: Path, kind: str) -> Manifest:
             kept.problems.append(Problem(row.line, None, f"{strange[0].name!r} does not lie beside the manifest: drop it here as well"))
         else:
             kept.rows.append(row)
-    return kept
+    return folder, kept
 
 
 def _of_pictures(folder: Path, names: Sequence[str], kind: str) -> Path:

@@ -148,7 +148,7 @@ def build(create: Handlers, tabs: Any) -> None:
             gr.HTML(words.note(HELP))
             use = gr.Button("Use in Create", variant="primary", elem_id="use-pose")
             parts["said"] = gr.HTML(elem_id="pose-said")
-            load = upload_file(label="Load OpenPose JSON, a pose map or a picture", height=120, elem_id="load-pose")
+            load = upload_file(label="Load OpenPose JSON, a pose map or a picture", height=170, elem_id="load-pose")
             write = gr.Button("Write OpenPose JSON", size="sm", elem_id="write-pose")
             parts["json"] = gr.Code(language="json", label="OpenPose JSON", lines=1, max_lines=8, interactive=False, wrap_lines=True)
     handlers = _Pose(create, parts, tabs)

@@ -27,7 +27,7 @@ def test_rows_find_their_pictures_and_strange_ones_are_problems(tmp_path: Path) 
     (tmp_path / "secret.png").write_bytes(PNG)
     rows = ['{"prompt": "a cone", "canny": "a.png"}', '{"prompt": 7', '{"prompt": "x", "canny": "../../../secret.png"}']
     rows += [f'{{"prompt": "x", "init_image": "{tmp_path / "secret.png"}"}}', '{"prompt": "a cube", "steps": 3}']
-    found = collect(given(tmp_path, rows__jsonl="\n".join(rows), a__png=PNG), tmp_path / "out", "canny")
+    _, found = collect(given(tmp_path, rows__jsonl="\n".join(rows), a__png=PNG), tmp_path / "out", "canny")
     assert [row.line for row in found.rows] == [1, 5]
     assert found.rows[0].request.controls[0].image.read_bytes() == PNG
     assert sorted(problem.line for problem in found.problems) == [2, 3, 4]
@@ -35,7 +35,7 @@ def test_rows_find_their_pictures_and_strange_ones_are_problems(tmp_path: Path) 
 
 
 def test_pictures_alone_are_a_row_each(tmp_path: Path) -> None:
-    found = collect(given(tmp_path, b__png=PNG, a__png=PNG, a__txt="a cone\n"), tmp_path / "out", "depth")
+    _, found = collect(given(tmp_path, b__png=PNG, a__png=PNG, a__txt="a cone\n"), tmp_path / "out", "depth")
     assert [(row.request.prompt, row.request.controls[0].kind, row.request.controls[0].image.name) for row in found.rows] == [
         ("a cone", "depth", "a.png"),
         ("", "depth", "b.png"),

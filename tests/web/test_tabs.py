@@ -2,6 +2,7 @@
 
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -103,9 +104,19 @@ def test_a_batch_of_five_with_one_bad_row(page: Page, site: Site, picture_file: 
     (tmp_path / "rows.jsonl").write_text("\n".join(lines))
     tab(page, "Batch")
     page.locator("#batch-files input[type=file]").set_input_files([tmp_path / "rows.jsonl", picture_file])
-    expect(page.locator("#batch-said")).to_have_text("4 rows are ready, 1 cannot be read and will be left out.")
+    ready = "4 pictures are ready to be drawn. 1 of the rows cannot be read and are left out."
+    expect(page.locator("#batch-said")).to_have_text(ready)
     expect(page.locator("#batch-table")).to_contain_text(re.compile("steps", re.IGNORECASE))
     page.locator("#start-batch").click()
-    expect(page.locator("#batch-said")).to_have_text("4 rows are done. The pictures are in the Gallery.")
-    drawn = [read_record(path).request for path in site.out.glob("*.png")]
+    page.reload()  # it goes on, and the page finds it again
+    tab(page, "Batch")
+    done = "All 4 pictures are done; they are in the Gallery. 1 of the rows cannot be read and are left out."
+    expect(page.locator("#batch-said")).to_have_text(done)
+    drawn = [read_record(path).request for path in site.out.glob("batch-*/*.png")]
     assert sorted(request.seed for request in drawn if request.prompt.startswith("batch cube")) == [0, 1, 2, 3]
+    page.locator("#open-batch").click()
+    expect(page.locator("#batch-pictures button img")).to_have_count(4)
+    with page.expect_download() as started:
+        page.locator("#batch-download").click()
+    started.value.save_as(tmp_path / "all.zip")
+    assert len(zipfile.ZipFile(tmp_path / "all.zip").namelist()) == 4
