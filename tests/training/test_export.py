@@ -56,32 +56,32 @@ def test_the_single_file_holds_the_network_under_the_names_that_others_read(made
         assert torch.equal(read.state_dict()[name], tensor), name
 
 
-def test_the_original_layout_is_what_diffusers_converts(tmp_path: Path) -> None:
-    base = tinymodels.build_base(tmp_path / "base")
+def drawn(renderer: Renderer, base: Path, home: Path, model: str | None) -> Any:
+    """A picture in two steps, under a ControlNet or without one."""
+    units = () if model is None else (ControlUnit(kind="depth", image=home / "depth.png", ready=True, model=model),)
+    request = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2, controls=units)
+    return np.asarray(renderer.render(request)[0].image)
+
+
+@pytest.mark.parametrize("family", ["sd", "sdxl"])  # diffusers reads no single files of SD3's and FLUX's ControlNets
+def test_what_diffusers_reads_from_the_single_file_draws_the_same_picture(family: str, tmp_path: Path) -> None:
+    base = BASES[family](tmp_path / "base")
     net = speaking(steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new()).eval()
     write_folder(tmp_path / "net", net)
-    write_single_file(tmp_path / "net.safetensors", net, "fp16")
+    write_single_file(tmp_path / "net.safetensors", net)
     # the library reads SD 1.5's four blocks of two layers by default: the config says what these are
     read = ControlNetModel.from_single_file(str(tmp_path / "net.safetensors"), config=str(tmp_path / "net"), local_files_only=True)
     for name, tensor in net.state_dict().items():
-        assert torch.equal(read.state_dict()[name], tensor.half().float()), name
-
-
-def test_folder_and_file_draw_the_same_picture(tmp_path: Path) -> None:
-    base = tinymodels.build_base(tmp_path / "base")
-    net = speaking(steering(Engine(PLACE).base(base), (4, 4, 8, 8)).new())
-    write_folder(tmp_path / "net", net)
-    write_single_file(tmp_path / "net.safetensors", net)
+        assert torch.equal(read.state_dict()[name], tensor), name
+    read.save_pretrained(tmp_path / "read")
     tinymodels.build_pictures(tmp_path)
     renderer = Renderer(Engine(PLACE), str(base))
-    drawn = []
-    for model in ("net", "net.safetensors"):
-        unit = ControlUnit(kind="depth", image=tmp_path / "depth.png", ready=True, model=str(tmp_path / model))
-        request = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2, controls=(unit,))
-        drawn.append(np.asarray(renderer.render(request)[0].image))
-    assert np.array_equal(*drawn)
-    plain = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2)
-    assert not np.array_equal(drawn[0], np.asarray(renderer.render(plain)[0].image))
+    folder, single, theirs, plain = (
+        drawn(renderer, base, tmp_path, str(tmp_path / model) if model else None) for model in ("net", "net.safetensors", "read", None)
+    )
+    assert np.array_equal(single, folder)
+    assert np.array_equal(theirs, folder)
+    assert not np.array_equal(plain, folder)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("fp16", torch.float16), ("bf16", torch.bfloat16)])
