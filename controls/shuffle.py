@@ -32,13 +32,18 @@ def extract(image_HWC: Image, params: Params) -> Image:
 
 def _field(rng: np.random.Generator, size: tuple[int, int], wave_px: int) -> NDArray[np.float32]:
     """Smooth random numbers from 0 to 1, both reached."""
-    height, width = size
-    coarse = rng.random((height // wave_px + 4, width // wave_px + 4), np.float32)
-    large = cv2.resize(coarse, (coarse.shape[1] * wave_px, coarse.shape[0] * wave_px), interpolation=cv2.INTER_CUBIC)
+    rows, columns = (side // wave_px + 4 for side in size)
+    coarse = rng.random((rows, columns), np.float32)
     top, left = (int(rng.integers(wave_px, 2 * wave_px)) for _ in size)
-    field_HW = large[top : top + height, left : left + width]
+    field_HW = _weights(rows, wave_px, (top, size[0])) @ coarse @ _weights(columns, wave_px, (left, size[1])).T
     low, high = float(field_HW.min()), float(field_HW.max())
     return np.ascontiguousarray((field_HW - low) / max(high - low, 1e-6), np.float32)
+
+
+def _weights(cells: int, wave_px: int, span: tuple[int, int]) -> NDArray[np.float32]:
+    """Cubic interpolation as a matrix (pixels, cells), of `span` (first, length) of the cells enlarged `wave_px` times."""
+    whole: NDArray[np.float32] = cv2.resize(np.eye(cells, dtype=np.float32), (cells, cells * wave_px), interpolation=cv2.INTER_CUBIC)
+    return whole[span[0] : span[0] + span[1]]
 
 
 compare = by_extraction(Params, extract, compare_maps)
