@@ -13,7 +13,7 @@ from typing import Any, Literal
 from core.errors import BadModel, LimnError
 from core.files import publish, sha256_file
 from pipelines.checkpoint import open_checkpoint
-from pipelines.engine import FILES, TOYLAND, family_of, from_hub, models_folder
+from pipelines.engine import FILES, TOYLAND, family_of, from_hub, hub_errors, is_hub_id, models_folder
 from pipelines.layouts.header import Header
 from pipelines.loading import PICKLES, read_config, weight_files
 
@@ -74,6 +74,8 @@ def add(name: str) -> Installed:
         BadModel: it cannot be had, has no safetensors, or is nothing that Limn can use.
     """
     repo, _, revision = name.partition("@")
+    if not is_hub_id(repo):
+        raise BadModel(f"{name!r} is no name of a hub model: write OWNER/NAME, or copy a model of your own into {str(models_folder())!r}")
     _refuse_pickles(repo, revision or None)
     found = _described(from_hub(repo, revision or None), name, "hub")
     if found is None or found.problem:
@@ -191,11 +193,10 @@ def _refuse_pickles(repo: str, revision: str | None) -> None:
         BadModel: the hub has this model's weights as pickles alone.
     """
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     try:
         names = [one.rfilename for one in HfApi().model_info(repo, revision=revision).siblings or ()]
-    except (HfHubHTTPError, HFValidationError, OfflineModeIsEnabled, OSError):
+    except hub_errors():
         return  # whether it can be had is said where it is fetched
     pickles = [name for name in names if name.lower().endswith(PICKLES)]
     if pickles and not any(name.endswith(".safetensors") for name in names):

@@ -21,8 +21,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instea
 @app.callback()
 def models(context: typer.Context, *, as_json: Json = False) -> None:
     """List the models that are installed, with kind, family, size and SHA-256."""
-    if context.invoked_subcommand is not None:
-        return
+    if context.invoked_subcommand is None:
+        _list(as_json)
+
+
+def _list(as_json: bool) -> None:
     from pipelines.catalogue import installed
 
     found = installed()
@@ -40,6 +43,12 @@ def models(context: typer.Context, *, as_json: Json = False) -> None:
     terminal.warn([f"{one.name}: {one.problem}" for one in found if one.problem])
 
 
+@app.command("list")
+def list_(*, as_json: Json = False) -> None:
+    """The same as `limn models` alone."""
+    _list(as_json)
+
+
 @app.command()
 def add(
     name: Annotated[str, typer.Argument(metavar="OWNER/NAME[@REVISION]", help="A model of the Hugging Face hub.")],
@@ -52,7 +61,8 @@ def add(
     found = catalogue.add(name)
     if as_json:
         return typer.echo(json.dumps(_values(found)))
-    typer.echo(f"{found.name}: {' '.join(filter(None, (found.family, found.kind)))}, {found.size / 1e6:.1f} MB")
+    use = {"model": f"; draw with --model {found.name}", "controlnet": f"; steer with -c KIND=FILE,model={found.name}"}.get(found.kind, "")
+    typer.echo(f"{found.name}: {' '.join(filter(None, (found.family, found.kind)))}, {found.size / 1e6:.1f} MB{use}")
 
 
 @app.command()

@@ -93,6 +93,11 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> P
     raise BadModel(f"no model {model!r}: give 'toyland', a diffusers folder, a .safetensors or .gguf file or a hub id such as 'owner/name'")
 
 
+def is_hub_id(name: str) -> bool:
+    """Whether a name is written as those of the hub are: OWNER/NAME."""
+    return _HUB_ID.fullmatch(name) is not None
+
+
 def models_folder() -> Path:
     """Where Limn keeps models of the user's: $LIMN_MODELS, else ~/.cache/limn."""
     return Path(os.environ.get("LIMN_MODELS") or Path.home() / ".cache" / "limn")
@@ -224,7 +229,6 @@ def from_hub(repo: str, revision: str | None = None, *, fetch: bool = True) -> P
         BadModel: it is neither here nor can be had.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     shown = f"{repo}@{revision}" if revision else repo
     try:
@@ -233,13 +237,36 @@ def from_hub(repo: str, revision: str | None = None, *, fetch: bool = True) -> P
                 repo, revision=revision, allow_patterns=_FETCHED, ignore_patterns=_LEFT_OUT, local_files_only=not fetch
             )
             return Path(str(found))
-    except (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError) as error:
-        reason = type(error).__name__
+    except hub_errors() as error:
         if not fetch:
             raise BadModel(f"hub model {shown!r} is not installed: run 'limn models add {shown}'") from error
-        raise BadModel(
-            f"no folder {shown!r} here, and hub model {shown!r} cannot be fetched ({reason}): give a diffusers folder"
-        ) from error
+        raise BadModel(f"no folder {shown!r} here, and hub model {shown!r} cannot be fetched: {_why(error, repo, revision)}") from error
+
+
+def hub_errors() -> tuple[type[Exception], ...]:
+    """What goes wrong with the hub: its own errors, and the network's."""
+    from httpx2 import HTTPError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    return HfHubHTTPError, HFValidationError, HTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError
+
+
+def _why(error: Exception, repo: str, revision: str | None) -> str:
+    """The reason with its remedy."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import GatedRepoError, HFValidationError, RepositoryNotFoundError, RevisionNotFoundError
+
+    if isinstance(error, GatedRepoError):
+        return f"its owner asks for its licence to be accepted; do so at huggingface.co/{repo}, then run 'hf auth login'"
+    if isinstance(error, RepositoryNotFoundError):
+        return "the hub has no such model, or it is private; check its name, or run 'hf auth login'"
+    if isinstance(error, RevisionNotFoundError):
+        return f"it has no revision {revision!r}; check its name, or leave it out"
+    if isinstance(error, HFValidationError):
+        return "that is no name of a hub model; write OWNER/NAME"
+    if constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set, so nothing is downloaded; unset it, or give a diffusers folder"
+    return f"the hub cannot be reached ({type(error).__name__}); try again later, or give a diffusers folder"
 
 
 def _shown(file: Path, folder: Path) -> str:

@@ -5,6 +5,7 @@ import json
 import pickle
 import random
 import shutil
+import socket
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -264,7 +265,36 @@ def test_a_model_of_pickles_is_not_fetched(hub: Path, tmp_path: Path, capsys: py
 
 
 def test_offline_is_said_in_one_line() -> None:
-    with pytest.raises(BadModel, match="cannot be fetched"):
+    with pytest.raises(BadModel, match="cannot be fetched: HF_HUB_OFFLINE is set, so nothing is downloaded"):
         catalogue.add("somebody/something")
     with pytest.raises(LimnError):
         from_hub("not a name at all")
+
+
+def test_a_network_that_is_not_there(hub: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nobody answers at this address, as when a machine is not connected and nobody has said so."""
+    from huggingface_hub import constants
+
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{unused.getsockname()[1]}")
+    assert cli.run(["models", "add", "somebody/something"]) == 2
+    said = capsys.readouterr().err
+    assert said.splitlines()[-1].endswith("try again later, or give a diffusers folder")
+    assert "the hub cannot be reached" in said
+
+
+def test_names_that_the_hub_has_not(limn_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["models", "add", "something"]) == 2
+    assert (
+        f"'something' is no name of a hub model: write OWNER/NAME, or copy a model of your own into '{limn_models}'"
+        in capsys.readouterr().err
+    )
+
+
+def test_list_is_what_models_alone_shows(limn_models: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shown = []
+    for command in (["models"], ["models", "list"]):
+        assert cli.run(command) == 0
+        shown.append(capsys.readouterr().out)
+    assert shown[0] == shown[1]
