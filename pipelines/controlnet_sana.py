@@ -3,12 +3,12 @@
 Axes: B rows, C channels, H and W latent cells, L tokens, D width.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
 from pipelines.family import Place, Residuals, Text
+from pipelines.flow_family import SteeredTokens
 from pipelines.tokens import place_of
 
 
@@ -40,27 +40,8 @@ class _PatchesOnly(nn.Module):
         return tokens
 
 
-@dataclass(frozen=True, eq=False)
-class SteeredControlNet:
-    """A ControlNet with one map; see `pipelines.family.PreparedControl`."""
-
-    loaded: LoadedControlNet
-    hint_1LD: Tensor
-
-    @property
-    def positive_only(self) -> bool:
-        """Both halves of guidance are steered."""
-        return False
-
-    @property
-    def levels(self) -> int:
-        """One residual a block."""
-        return len(self.loaded.net.controlnet_blocks)
-
-    @property
-    def patch(self) -> int:
-        """Residuals are tokens of so many latent cells to a side."""
-        return int(self.loaded.net.config.patch_size)
+class SteeredControlNet(SteeredTokens):
+    """A ControlNet with one map."""
 
     def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """What to add after the transformer's blocks from the second on; unscaled."""

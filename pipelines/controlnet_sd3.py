@@ -4,7 +4,6 @@ Axes: B rows, C channels, H and W pixels or latent cells, L tokens, D width. Sou
 Text-to-Image Diffusion Models, 2023; the nets of InstantX, alimama and Stability AI for SD3 and 3.5.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from core.errors import BadRequest
 from core.stack import unstacked
 from pipelines import vae
 from pipelines.family import Hint, Place, Residuals, Text
+from pipelines.flow_family import SteeredTokens
 from pipelines.images import picture_to_tensor
 from pipelines.stacks import Stack
 from pipelines.tokens import place_of
@@ -68,27 +68,8 @@ class LoadedControlNet:
         return (pixels + 1.0) * 63.75 + 0.5 if kind == "canny" else -pixels
 
 
-@dataclass(frozen=True, eq=False)
-class SteeredControlNet:
-    """A ControlNet with one map; see `pipelines.family.PreparedControl`."""
-
-    loaded: LoadedControlNet
-    hint_1LD: Tensor
-
-    @property
-    def positive_only(self) -> bool:
-        """Both halves of guidance are steered."""
-        return False
-
-    @property
-    def levels(self) -> int:
-        """One residual a block."""
-        return len(self.loaded.net.controlnet_blocks)
-
-    @property
-    def patch(self) -> int:
-        """Residuals are tokens of so many latent cells to a side."""
-        return int(self.loaded.net.config.patch_size)
+class SteeredControlNet(SteeredTokens):
+    """A ControlNet with one map."""
 
     def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """What to add after the transformer's blocks, first to last; unscaled."""

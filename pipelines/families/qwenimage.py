@@ -12,14 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from core.control import Image
-from core.errors import BadModel, BadRequest, Mismatch
+from core.errors import BadModel, Mismatch
 from pipelines.chat import encode_chat
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.family import Family, Hint, Place, Residuals, Shift, Text
-from pipelines.flow import flow_shift, flow_terminal
+from pipelines.family import Hint, Place, Residuals, Text
+from pipelines.flow_family import FlowFamily, width_of
 from pipelines.images import hole_of, picture_to_tensor
 from pipelines.kinds import wrong_kind
-from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording
 from pipelines.tokens import PATCH, over_blocks, pack, place_of, unpack
 
@@ -32,7 +31,7 @@ FRAME = (
 )
 
 
-class QwenImage(Family):
+class QwenImage(FlowFamily):
     """A loaded checkpoint; see `pipelines.family.Family`. Residuals go to "blocks/N", N levels for the transformer's blocks."""
 
     name: ClassVar[str] = "qwenimage"
@@ -42,12 +41,9 @@ class QwenImage(Family):
     residuals_shared: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, place)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        super().__init__(checkpoint, place, parts, scheduler)
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
-        self.path, self.parameterisation = Path.from_scheduler_config(scheduler), Parameterisation("flow")
         self.cell_px = 2 ** len(self.vae.config.temperal_downsample)
-        self._scheduler = scheduler
         # Of the autoencoder's channels; on the latents' own place.
         self._mean_1C11 = torch.tensor(self.vae.config.latents_mean, device=place.device).reshape(1, -1, 1, 1)
         self._std_1C11 = torch.tensor(self.vae.config.latents_std, device=place.device).reshape(1, -1, 1, 1)
@@ -81,29 +77,10 @@ class QwenImage(Family):
         size = {"width": 1328, "height": 1328}
         return size | {"steps": 50, "guidance_scale": 4.0, "sampler": "euler", "schedule": "trailing"}
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        """See `Family.networks`."""
-        return {part: getattr(self, part) for part in self.weight_parts}
-
     @property
-    def side_px(self) -> int:
-        """A patch's side."""
-        return self.cell_px * PATCH
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of this size in pixels.
-
-        Raises:
-            BadRequest: the latents cannot be cut into patches.
-        """
-        if width % self.side_px or height % self.side_px:
-            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {self.side_px} pixels; give such a size")
-        return int(self.vae.config.z_dim), height // self.cell_px, width // self.cell_px
-
-    def shift(self, width: int, height: int) -> Shift:
-        """The more tokens, the further towards noise."""
-        tokens = (height // self.side_px) * (width // self.side_px)
-        return Shift(flow_shift(self._scheduler, tokens), flow_terminal(self._scheduler))
+    def latent_channels(self) -> int:
+        """The autoencoder's."""
+        return int(self.vae.config.z_dim)
 
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
         """The language model's last states (1, L, D) of the prompt and what follows it; clip_skip has no bearing on them."""
@@ -137,16 +114,8 @@ class QwenImage(Family):
         if checkpoint.classes.get("") != "QwenImageControlNetModel":
             raise wrong_kind(checkpoint, self.checkpoint, "QwenImageControlNetModel", self.title)
         config, base = checkpoint.config(""), self.transformer.config
-        for key, given, value in (
-            ("in_channels", config.get("in_channels", 64), base.in_channels),
-            ("joint_attention_dim", config.get("joint_attention_dim", 3584), base.joint_attention_dim),
-            ("width", _width(config), _width(base)),
-        ):
-            if given != value:
-                raise Mismatch(
-                    f"ControlNet {str(checkpoint.path)!r} has {key} {given}, the base model {str(self.checkpoint.path)!r} {value}: "
-                    "use a ControlNet trained for this base"
-                )
+        found = {"in_channels": config.get("in_channels", 64), "joint_attention_dim": config.get("joint_attention_dim", 3584)}
+        self.must_agree(checkpoint, found | {"width": width_of(config)}, {key: base[key] for key in found} | {"width": width_of(base)})
 
     def load_control(self, checkpoint: Checkpoint) -> "QwenControlNet":
         """The ControlNet, checked and placed beside this model.
@@ -234,10 +203,6 @@ class SteeredQwen:
         packed = pack(x.to(self.loaded.family.place.dtype))
         levels = self.loaded.net(hidden_states=packed, controlnet_cond=self.map_1LD, return_dict=False, **told(x, t, text))
         return {place_of("blocks", levels): list(levels)}
-
-
-def _width(config: Mapping[str, Any]) -> int:
-    return int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
 
 
 def _check_parts(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> None:

@@ -10,24 +10,23 @@ from itertools import zip_longest
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.control import Image
 from core.errors import BadModel, Mismatch
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.controlnet_sana import LoadedControlNet, SteeredControlNet
-from pipelines.family import Drawing, Family, Hint, Place, Residuals, Shift, Text
-from pipelines.flow import flow_shift, flow_terminal
+from pipelines.family import Drawing, Hint, Place, Residuals, Text
+from pipelines.flow_family import THIS_BASE, FlowFamily, width_of
 from pipelines.images import picture_to_tensor
 from pipelines.kinds import wrong_kind
 from pipelines.loading import quiet
-from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import EMPTY, Wording
 
 TOKENS = 300  # what Sana was trained to read of a prompt, with padding
 
 
-class Sana(Family):
+class Sana(FlowFamily):
     """A loaded checkpoint; see `pipelines.family.Family`.
 
     Residuals go to "blocks/N": N of them, after the second block and those that follow. The prompt is encoded behind the instruction to
@@ -37,22 +36,15 @@ class Sana(Family):
     name: ClassVar[str] = "sana"
     title: ClassVar[str] = "Sana"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    patch = 1
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.0\.attn1$"
     half: ClassVar[torch.dtype] = torch.bfloat16
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, place)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        super().__init__(checkpoint, place, parts, scheduler)
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
-        self.scheduler, self.instruction = scheduler, _instruction()
-        self.path = Path.from_scheduler_config(scheduler)
-        self.parameterisation = Parameterisation("flow")
+        self.instruction = _instruction()
         self.cell_px = 2 ** (len(self.vae.config.encoder_block_out_channels) - 1)
-        if self.path.kind != "flow":
-            raise Mismatch(
-                f"scheduler of {str(checkpoint.path)!r} is {scheduler.get('_class_name')} without flow: Sana is sampled as a flow; "
-                "use FlowMatchEulerDiscreteScheduler's configuration"
-            )
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -85,18 +77,6 @@ class Sana(Family):
         }
         _check_parts(checkpoint, parts)
         return cls(checkpoint, place, parts, checkpoint.config("scheduler"))
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        """See `Family.networks`."""
-        return {"transformer": self.transformer, "vae": self.vae, "text_encoder": self.text_encoder}
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of this size in pixels."""
-        return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
-
-    def shift(self, width: int, height: int) -> Shift:
-        """The checkpoint's own shift."""
-        return Shift(flow_shift(self.scheduler, (height // self.cell_px) * (width // self.cell_px)), flow_terminal(self.scheduler))
 
     @torch.inference_mode()
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
@@ -161,27 +141,22 @@ class Sana(Family):
             raise wrong_kind(checkpoint, self.checkpoint, "SanaControlNetModel", self.title)
         net, base = checkpoint.config(""), self.transformer.config
         found = {
-            "width": net.get("num_attention_heads", 70) * net.get("attention_head_dim", 32),
+            "width": width_of(net, 70, 32),
             "in_channels": net.get("in_channels", 32),
             "caption_channels": net.get("caption_channels", 2304),
             "patch_size": net.get("patch_size", 1),
         }
         needed = {
-            "width": base.num_attention_heads * base.attention_head_dim,
+            "width": width_of(base),
             "in_channels": base.in_channels,
             "caption_channels": base.caption_channels,
             "patch_size": base.patch_size,
         }
-        for key, value in found.items():
-            if value != needed[key]:
-                raise Mismatch(
-                    f"ControlNet {str(checkpoint.path)!r} has {key} {value}, the base model {str(self.checkpoint.path)!r} {needed[key]}: "
-                    "use a ControlNet trained for this base (Sana 0.6B: width 1152; 1.6B: width 2240)"
-                )
+        self.must_agree(checkpoint, found, needed, f"{THIS_BASE} (Sana 0.6B: width 1152; 1.6B: width 2240)")
         if net.get("num_layers", 7) >= base.num_layers:
             raise Mismatch(
                 f"ControlNet {str(checkpoint.path)!r} has {net.get('num_layers', 7)} layers, the base model takes at most "
-                f"{base.num_layers - 1}: use a ControlNet trained for this base"
+                f"{base.num_layers - 1}: {THIS_BASE}"
             )
 
     def load_control(self, checkpoint: Checkpoint) -> LoadedControlNet:

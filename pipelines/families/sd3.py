@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from core.control import Image
@@ -19,18 +19,17 @@ from pipelines import vae
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.clip import count_windows, encode_t5, encode_windows
 from pipelines.controlnet_sd3 import LoadedControlNet, SteeredControlNet, cells, painted
-from pipelines.family import Family, Hint, Place, Residuals, Shift, Text
-from pipelines.flow import flow_shift, flow_terminal
+from pipelines.family import Hint, Place, Residuals, Text
+from pipelines.flow_family import THIS_BASE, FlowFamily, width_of
 from pipelines.images import picture_to_tensor
 from pipelines.inversion import Inversions
 from pipelines.kinds import wrong_kind
-from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import EMPTY, Wording
 
 T5_TOKENS = 256  # what SD3 was trained to read of T5, with padding
 
 
-class StableDiffusion3(Family):
+class StableDiffusion3(FlowFamily):
     """A loaded checkpoint; see `pipelines.family.Family`. inversions: words of prompts that have embeddings of their own in CLIP.
 
     Residuals go to "blocks/N": N of them, spread evenly over the transformer's blocks; "channels" are added to the latents' channels.
@@ -44,20 +43,11 @@ class StableDiffusion3(Family):
     inversions: Inversions | None = None
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, place)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        super().__init__(checkpoint, place, parts, scheduler)
         self.t5, self.t5_tokenizer = parts.get("text_encoder_3"), parts.get("tokenizer_3")
         self.clips = tuple((parts[f"text_encoder{end}"], parts[f"tokenizer{end}"]) for end in ("", "_2"))
-        self.scheduler = scheduler
-        self.path = Path.from_scheduler_config(scheduler)
-        self.parameterisation = Parameterisation("flow")
         self.patch = int(self.transformer.config.patch_size)
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        if self.path.kind != "flow":
-            raise Mismatch(
-                f"scheduler of {str(checkpoint.path)!r} is {scheduler.get('_class_name')}: {self.title} is sampled as a flow; "
-                "use FlowMatchEulerDiscreteScheduler's configuration"
-            )
 
     @property
     def defaults(self) -> Mapping[str, Any]:
@@ -92,16 +82,6 @@ class StableDiffusion3(Family):
         _check_parts(checkpoint, parts)
         return cls(checkpoint, place, parts, checkpoint.config("scheduler"))
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        """See `Family.networks`."""
-        found = {"transformer": self.transformer, "vae": self.vae, "text_encoder": self.clips[0][0], "text_encoder_2": self.clips[1][0]}
-        return found if self.t5 is None else found | {"text_encoder_3": self.t5}
-
-    @property
-    def side_px(self) -> int:
-        """A patch's side."""
-        return self.patch * self.cell_px
-
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """(C, H, W) of the latents of a picture of this size in pixels.
 
@@ -112,11 +92,7 @@ class StableDiffusion3(Family):
         for name, value in (("width", width), ("height", height)):
             if value % self.side_px or value > longest:
                 raise BadRequest(f"{name} = {value}: this model draws in patches of {self.side_px} pixels; give a multiple up to {longest}")
-        return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
-
-    def shift(self, width: int, height: int) -> Shift:
-        """The checkpoint's own shift; where it grows with the picture, that for the picture's tokens."""
-        return Shift(flow_shift(self.scheduler, (height // self.side_px) * (width // self.side_px)), flow_terminal(self.scheduler))
+        return self.latent_channels, height // self.cell_px, width // self.cell_px
 
     @torch.inference_mode()
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
@@ -166,13 +142,13 @@ class StableDiffusion3(Family):
         base = self.transformer.config
         reads_text = config.get("joint_attention_dim", 4096) is not None
         found = {
-            "width": config.get("residual_channels") or config.get("num_attention_heads", 18) * config.get("attention_head_dim", 64),
+            "width": config.get("residual_channels") or width_of(config, 18, 64),
             "patch_size": config.get("patch_size", 2),
             "in_channels": config.get("in_channels", 16),
             "pooled_projection_dim": config.get("pooled_projection_dim", 2048),
         }
         needed = {
-            "width": base.num_attention_heads * base.attention_head_dim,
+            "width": width_of(base),
             "patch_size": base.patch_size,
             "in_channels": self.vae.config.latent_channels,
             "pooled_projection_dim": base.pooled_projection_dim,
@@ -180,12 +156,8 @@ class StableDiffusion3(Family):
         if reads_text:
             found |= {"joint_attention_dim": config.get("joint_attention_dim", 4096), "qk_norm": config.get("qk_norm")}
             needed |= {"joint_attention_dim": base.joint_attention_dim, "qk_norm": base.qk_norm}
-        for key, value in found.items():
-            if value != needed[key]:
-                raise Mismatch(
-                    f"ControlNet {str(checkpoint.path)!r} has {key} {value}, the base model {str(self.checkpoint.path)!r} {needed[key]}: "
-                    "use a ControlNet trained for this base (3 and 3.5 medium: width 1536, qk_norm in 3.5 alone; 3.5 large: width 2432)"
-                )
+        where = f"{THIS_BASE} (3 and 3.5 medium: width 1536, qk_norm in 3.5 alone; 3.5 large: width 2432)"
+        self.must_agree(checkpoint, found, needed, where)
 
     def load_control(self, checkpoint: Checkpoint) -> LoadedControlNet:
         """The ControlNet, checked and placed beside this model.

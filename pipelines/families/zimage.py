@@ -12,18 +12,17 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from core.errors import BadRequest, Mismatch
+from core.errors import Mismatch
 from pipelines import vae
 from pipelines.chat import chat_frame, encode_chat
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.family import Family, Hint, Place, PreparedControl, Residuals, Shift, Text
-from pipelines.flow import flow_shift, flow_terminal
+from pipelines.family import Hint, Place, PreparedControl, Residuals, Text
+from pipelines.flow_family import THIS_BASE, FlowFamily
 from pipelines.images import hole_of, picture_to_tensor
 from pipelines.kinds import wrong_kind
-from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording
 from pipelines.tokens import PATCH
 
@@ -31,7 +30,7 @@ TOKENS = 512  # of the prompt and its frame
 RUN = 32  # the picture's tokens and the text's are each filled up to a multiple of this
 
 
-class ZImage(Family):
+class ZImage(FlowFamily):
     """A loaded checkpoint; see `pipelines.family.Family`.
 
     Residuals go to "layer/I", after the I-th layer: for the picture's tokens in reading order, what fills them up, and the text's.
@@ -43,12 +42,9 @@ class ZImage(Family):
     half: ClassVar[torch.dtype] = torch.bfloat16
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, place)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        super().__init__(checkpoint, place, parts, scheduler)
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
-        self.path, self.parameterisation = Path.from_scheduler_config(scheduler), Parameterisation("flow")
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        self._scheduler = scheduler
         self._frame = chat_frame(self.tokenizer, checkpoint, enable_thinking=True)
         self.captions = lru_cache(16)(_captions)
 
@@ -79,30 +75,6 @@ class ZImage(Family):
         size = {"width": 1024, "height": 1024}
         return size | {"steps": 8, "guidance_scale": 1.0, "sampler": "euler", "schedule": "trailing"}
 
-    def networks(self) -> Mapping[str, nn.Module]:
-        """See `Family.networks`."""
-        return {part: getattr(self, part) for part in self.weight_parts}
-
-    @property
-    def side_px(self) -> int:
-        """A patch's side."""
-        return self.cell_px * PATCH
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of this size in pixels.
-
-        Raises:
-            BadRequest: the latents cannot be cut into patches.
-        """
-        if width % self.side_px or height % self.side_px:
-            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {self.side_px} pixels; give such a size")
-        return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
-
-    def shift(self, width: int, height: int) -> Shift:
-        """The checkpoint's own, the same for all sizes in those that are published."""
-        tokens = (height // self.side_px) * (width // self.side_px)
-        return Shift(flow_shift(self._scheduler, tokens), flow_terminal(self._scheduler))
-
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
         """The language model's states (1, L, D) of the prompt and its frame; clip_skip has no bearing on them."""
         before = len(self.tokenizer(self._frame[0]).input_ids)
@@ -120,15 +92,12 @@ class ZImage(Family):
         if checkpoint.classes.get("") != "ZImageControlNetModel":
             raise wrong_kind(checkpoint, self.checkpoint, "ZImageControlNetModel", self.title)
         config, base, where = checkpoint.config(""), self.transformer.config, f"ControlNet {str(checkpoint.path)!r}"
-        remedy = "use a ControlNet trained for this base"
-        for key in ("dim", "n_heads"):
-            if key in config and config[key] != base[key]:
-                raise Mismatch(f"{where} has {key} {config[key]}, the base model {str(self.checkpoint.path)!r} {base[key]}: {remedy}")
+        self.must_agree(checkpoint, {key: config[key] for key in ("dim", "n_heads") if key in config}, base)
         places, channels = config.get("control_layers_places") or [0], int(config.get("control_in_dim") or 0)
         if max(places) >= base.n_layers:
-            raise Mismatch(f"{where} adds to layer {max(places)}, the base model has layers 0 to {base.n_layers - 1}: {remedy}")
+            raise Mismatch(f"{where} adds to layer {max(places)}, the base model has layers 0 to {base.n_layers - 1}: {THIS_BASE}")
         if channels < base.in_channels:
-            raise Mismatch(f"{where} takes {channels} channels, the base model's latents have {base.in_channels}: {remedy}")
+            raise Mismatch(f"{where} takes {channels} channels, the base model's latents have {base.in_channels}: {THIS_BASE}")
 
     def load_control(self, checkpoint: Checkpoint) -> Any:
         """The ControlNet, checked, placed beside this model and given the parts that it shares with it.
