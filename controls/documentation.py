@@ -67,6 +67,10 @@ What was tried and not kept lies in `rejected/`. [How faithful the embedded mode
 folder of transformers' or (depth, pose) `.onnx` file, and published ones are the default. Nothing is downloaded where `HF_HUB_OFFLINE=1`
 is set.
 
+**Speed.** On one core every extractor without a network takes under 25 ms at 512² and 100 ms at 1024², toyland's networks under 60 ms.
+`python benchmarks/controls.py` prints it, and holds ours against controlnet_aux where it has the same without weights, on the same array (at
+512², 0.0.10): canny 1.3 ms against 1.5, line art 6 against 14, shuffle 2 against 4; canny's and line art's pixels are the same.
+
 **Other files.** `pose` reads OpenPose's JSON (COCO-18 and BODY_25, hands and faces), `depth` reads `.npy` and 16-bit PNG.
 """
 
