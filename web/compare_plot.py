@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 REPEATED = "seed"  # pictures that differ in nothing else are averaged
 MOST_DIAGRAMS, MOST_LINES = 3, 8
-DPI, HEIGHT_PX, LEAST_WIDTH_PX = 100, 320, 640
+DPI, HEIGHT_PX, LEAST_WIDTH_PX = 100, 320, 480  # of one diagram with its legend
 
 # Colours that people with any colour vision tell apart. Source: Okabe and Ito, "Color universal design", 2008.
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#000000", "#999999")
@@ -65,7 +65,7 @@ def plot(points: Sequence[Point], numbers: Sequence[str], width_px: int) -> Imag
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    size = max(width_px, LEAST_WIDTH_PX) / DPI, HEIGHT_PX / DPI
+    size = max(width_px, LEAST_WIDTH_PX * len(axes)) / DPI, HEIGHT_PX / DPI
     figure = Figure(figsize=size, dpi=DPI, layout="constrained", facecolor=_PAPER)
     FigureCanvasAgg(figure)
     places = figure.subplots(1, len(axes), sharey=True, squeeze=False)[0]
@@ -105,4 +105,4 @@ def _draw(place: "Axes", found: dict[str, list[tuple[float, list[float]]]]) -> N
     for side in ("top", "right"):
         place.spines[side].set_visible(False)
     if len(found) > 1 or all(found):
-        place.legend(frameon=False, fontsize=8)
+        place.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))

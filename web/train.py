@@ -34,7 +34,7 @@ SPELLED: dict[str, dict[str, Any]] = {  # labels that their section does not mak
     "data.extract": {"label": "Made from the pictures", "info": "The conditions, by the kind's extractor."},
     "train.steps": {"label": "Steps", "info": None},
     "train.batch_size": {"label": "Batch", "info": None},
-    "train.learning_rate": {"label": "Learning rate", "info": None},
+    "train.learning_rate": {"label": "Rate", "info": None},
     "train.precision": {"label": "Precision", "info": None},
     "data.width": {"label": "Width", "info": None},
     "data.height": {"label": "Height", "info": None},
@@ -230,8 +230,10 @@ def _settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     with gr.Group():
         with gr.Row():
             info = "A folder or file on this machine."
-            fields["folder"] = gr.Dropdown([], value="", label="Dataset", info=info, allow_custom_value=True, elem_id="dataset", scale=3)
-            spelled = SPELLED["data.condition"] | {"elem_id": "condition", "scale": 2}
+            fields["folder"] = gr.Dropdown(
+                [], value="", label="Dataset", info=info, allow_custom_value=True, elem_id="dataset", scale=3, min_width=200
+            )
+            spelled = SPELLED["data.condition"] | {"elem_id": "condition", "scale": 2, "min_width": 200}
             fields["data.condition"] = gr.Dropdown(controls.names(), value=values["data.condition"], allow_custom_value=True, **spelled)
         fields["data.extract"] = _field("data.extract", values)
     parts["check"] = gr.Button("Check the pairs", size="sm", elem_id="check-dataset")

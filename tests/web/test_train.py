@@ -58,6 +58,8 @@ def test_a_short_training_from_pairs_to_picture(page: Page, site: Site, picture_
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
     expect(page.locator("#train-state")).to_contain_text(re.compile("Preparing|Step"))
+    expect(page.locator("#train-name input, #train-name textarea").first).to_have_value("edges")  # the form is as it was
+    expect(page.locator("#condition input")).to_have_value("canny")
     expect(page.locator("#train-state")).to_have_text("Finished after 4 steps.")
     expect(page.locator("#train-grid img")).to_be_visible()
     for curve in ("loss", "gap", "fidelity", "rate"):
