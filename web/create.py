@@ -120,7 +120,8 @@ def _more() -> dict[str, Any]:
             inputs |= {f"hires.{name}": component(Hires, name, info=None, min_width=140) for name in ("scale", "strength")}
         with gr.Row():
             inputs["hires.upscaler"] = component(Hires, "upscaler", info=None, min_width=140)
-            inputs |= {f"hires.{name}": component(Hires, name, min_width=140) for name in ("steps", "with_control")}
+            inputs["hires.steps"] = component(Hires, "steps", min_width=140)
+        inputs["hires.with_control"] = component(Hires, "with_control")
     with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("variation_strength", "variation_seed")}

@@ -105,9 +105,9 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
         with gr.Column(scale=4, min_width=300):
             parts["details"] = gr.HTML(elem_id="details")
             with gr.Row(visible=False, elem_id="gallery-buttons") as parts["buttons"]:
-                restore = gr.Button("Restore to Create", variant="primary", size="sm", elem_id="restore")
-                parts["download"] = gr.DownloadButton("Download", size="sm", elem_id="gallery-download")
-                discard = gr.Button("To the trash", size="sm", elem_id="discard")
+                restore = gr.Button("Restore to Create", min_width=90, variant="primary", size="sm", elem_id="restore")
+                parts["download"] = gr.DownloadButton("Download", min_width=90, size="sm", elem_id="gallery-download")
+                discard = gr.Button("To the trash", min_width=90, size="sm", elem_id="discard")
             dropped = upload_file(
                 label="Settings from a picture of Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=170, elem_id="foreign"
             )
