@@ -310,6 +310,8 @@ def _state(told: Told, runs: bool) -> str:
     """Where a training is, as HTML."""
     if runs and not told.step:
         return f"{words.note('Preparing: the base is loaded and the pairs are encoded.')}<progress aria-label='Preparing'></progress>"
+    if runs and told.step >= told.steps:
+        return words.share("Measuring and writing the weights.", 1, 1)
     left = f", about {words.duration(told.seconds_left)} left" if runs and told.seconds_left is not None else ""
     if runs:
         return words.share(f"Step {told.step} of {told.steps}{left}.", told.step, max(1, told.steps))

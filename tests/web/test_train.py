@@ -9,7 +9,7 @@ from playwright.sync_api import Page, expect
 from core.images import decode
 from tests.web.conftest import Site
 from tests.web.pairs import write_pairs
-from tests.web.steps import choose, download, render, shown, upload
+from tests.web.steps import PATIENCE_MS, choose, download, render, shown, upload
 
 pytestmark = pytest.mark.timeout(900)  # a training imports the libraries anew, twice
 
@@ -57,10 +57,10 @@ def test_a_short_training_from_pairs_to_picture(page: Page, site: Site, picture_
     expect(page.locator("#stop-training")).to_be_visible()
     page.reload()
     page.get_by_role("tab", name="Train", exact=True).click()
-    expect(page.locator("#train-state")).to_contain_text(re.compile("Preparing|Step"))
+    expect(page.locator("#train-state")).to_contain_text(re.compile("Preparing|Step|Measuring"))
     expect(page.locator("#train-name input, #train-name textarea").first).to_have_value("edges")  # the form is as it was
     expect(page.locator("#condition input")).to_have_value("canny")
-    expect(page.locator("#train-state")).to_have_text("Finished after 4 steps.")
+    expect(page.locator("#train-state")).to_have_text("Finished after 4 steps.", timeout=4 * PATIENCE_MS)
     expect(page.locator("#train-grid img")).to_be_visible()
     for curve in ("loss", "gap", "fidelity", "rate"):
         expect(page.locator(f"#curve-{curve} canvas, #curve-{curve} svg").first).to_be_visible()
