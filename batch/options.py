@@ -100,9 +100,12 @@ def report(
 
 
 def verify(
-    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE|DIR...", help="Pictures that Limn made.")], *, as_json: _Json = False
+    pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE|DIR...", help="Pictures that Limn made.")],
+    *,
+    model: Annotated[str | None, typer.Option("--model", help="Draw with this model instead of the one that the record names.")] = None,
+    as_json: _Json = False,
 ) -> int:
     """Draw pictures again from their records and compare: every bit, or what differs and by how much."""
     from batch.verify import verify as compare
 
-    return compare(pictures, as_json=as_json)
+    return compare(pictures, as_json=as_json, model=model)

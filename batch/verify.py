@@ -39,8 +39,8 @@ class Verdict:
     error: str = ""
 
 
-def verify(paths: Sequence[Path], *, as_json: bool, opens: OpenRenderer | None = None) -> int:
-    """Prints a verdict for every picture; the exit code: 0 where all are equal.
+def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None) -> int:
+    """Prints a verdict for every picture; the exit code: 0 where all are equal. model: where the record's own lies now, or another.
 
     Raises:
         BadRequest: there is no picture.
@@ -49,7 +49,7 @@ def verify(paths: Sequence[Path], *, as_json: bool, opens: OpenRenderer | None =
     if not found:
         raise BadRequest(f"{', '.join(map(str, paths))}: no picture that Limn made lies there")
     verdicts = []
-    for verdict in judge(found, opens or OpenRenderer()):
+    for verdict in judge(found, model):
         verdicts.append(verdict)
         if as_json:
             print(json.dumps(_values(verdict)), flush=True)
@@ -64,20 +64,27 @@ def verify(paths: Sequence[Path], *, as_json: bool, opens: OpenRenderer | None =
     return 0 if equal == len(verdicts) else DIFFERENT
 
 
-def judge(paths: Sequence[Path], opens: OpenRenderer) -> Iterator[Verdict]:
-    """A verdict for every picture, drawn again on as many threads and in the same row of a batch as large as it was."""
+def judge(paths: Sequence[Path], model: str | None = None) -> Iterator[Verdict]:
+    """A verdict for every picture, drawn again on as many threads and in the same row of a batch as large as it was.
+
+    model: by default the one that each record names.
+    """
     drawer: Drawer | None = None
     for start in range(0, len(paths), RECORDS_HELD):
         records: dict[Path, Record] = {}
         for path in paths[start : start + RECORDS_HELD]:
             try:
-                records[path] = read_record(path)
+                records[path] = _with_model(read_record(path), model)
             except UserError as error:
                 yield Verdict(path, False, error=str(error))
         if records:
-            drawer = drawer or opens(0)
+            drawer = drawer or OpenRenderer(next(iter(records.values())).request.model)(0)
             for some in redrawings(records):
                 yield from _judge_together(some, records, drawer)
+
+
+def _with_model(record: Record, model: str | None) -> Record:
+    return record if model is None else record.model_copy(update={"request": record.request.model_copy(update={"model": model})})
 
 
 def redrawings(records: Mapping[Path, Record]) -> list[dict[int, Path]]:

@@ -1,41 +1,44 @@
 """A batch against the loop that people write with diffusers, on the same weights; and what memory it takes as it grows.
 
-    python benchmarks/batch.py [--jobs 64] [--rounds 4] [--steps 20] [--memory] [--workers] [--json]
+    python benchmarks/batch.py [--jobs 64] [--rounds 3] [--steps 20] [--memory] [--workers] [--json]
 
-Both sides go from files to files: a photograph is read, its edges are found, a picture is drawn with the embedded model, and a PNG is
-written. The jobs are cut into rounds that both sides draw one after the other in one process, warm; the side that goes first alternates. A
-ratio above 1 means that Limn is faster; both must draw the same pictures to rounding, or it is said.
+Each side is a command of its own, from files to files: it starts, loads the embedded model, reads photographs, finds their edges, draws
+and writes a PNG for each. Sides run one after the other, round by round, in turned order. A ratio above 1 means that Limn is faster than
+diffusers. Processor time, of all of a command's processes, tells the same where other work keeps the machine busy. All must draw the same
+pictures to rounding; the largest difference of a level is printed.
 """
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import PIL.Image
 
-sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this script's own folder would hide the package of its name
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[0] = str(ROOT)  # this script's own folder would hide the package of its name
 
 from batch.doctor import Doctor
 from batch.job import Job, make_jobs
 from batch.manifest import Row
 from batch.runner import Settings, run_batch
 from batch.store import open_store
-from batch.work import Drawer, OpenRenderer
+from batch.work import OpenRenderer
 from controls.prepare import load_map
 from core.request import ControlUnit, RenderRequest
 from pipelines.engine import TOYLAND
 
 PROMPTS = ("a red sphere left of a blue cube on grass at sunset", "a yellow cone on snow by day", "a person in a green shirt on sand")
-PHOTOGRAPH_PX = 512
+PHOTOGRAPH_PX, GUIDANCE = 512, 4.0
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
@@ -71,14 +74,15 @@ def make(paths: Sequence[Path], steps: int, size: int) -> list[Job]:
     return make_jobs(rows, Doctor()).jobs
 
 
-def limn(drawer: Drawer) -> Callable[[Sequence[Job], Path], None]:
-    def run(jobs: Sequence[Job], out: Path) -> None:
-        run_batch(jobs, open_store(out), Settings(open_drawer=lambda number: drawer), lambda *_: None)
+def write_manifest(paths: Sequence[Path], steps: int, size: int) -> Path:
+    rows: list[dict[str, Any]] = [{"defaults": {"steps": steps, "size": f"{size}x{size}", "guidance": GUIDANCE}}]
+    rows += [{"prompt": PROMPTS[i % len(PROMPTS)], "seed": i, "canny": path.name} for i, path in enumerate(paths)]
+    manifest = paths[0].with_name("jobs.jsonl")
+    manifest.write_text("\n".join(map(json.dumps, rows)))
+    return manifest
 
-    return run
 
-
-def diffusers_loop() -> Callable[[Sequence[Job], Path], None]:
+def diffusers_loop(manifest: Path, out: Path) -> None:
     """The documented pipeline, a call and a save for each picture."""
     import diffusers
     import torch
@@ -88,58 +92,65 @@ def diffusers_loop() -> Callable[[Sequence[Job], Path], None]:
     pipe = diffusers.StableDiffusionControlNetPipeline.from_pretrained(TOYLAND / "base", controlnet=net, **options)
     pipe.scheduler = diffusers.EulerDiscreteScheduler.from_config(pipe.scheduler.config, timestep_spacing="linspace")
     pipe.set_progress_bar_config(disable=True)
-
-    def run(jobs: Sequence[Job], out: Path) -> None:
-        out.mkdir(parents=True)
-        for job in jobs:
-            request = job.request
-            unit = request.controls[0]
-            edges = PIL.Image.fromarray(load_map(unit, request.width, request.height).map_HWC)  # the same map, so the same picture
-            image = pipe(
-                request.prompt,
-                edges,
-                width=request.width,
-                height=request.height,
-                num_inference_steps=request.steps,
-                guidance_scale=request.guidance_scale,
-                generator=torch.Generator("cpu").manual_seed(request.seed),
-            ).images[0]
-            image.save(out / job.name)
-
-    return run
+    first, *rows = map(json.loads, manifest.read_text().splitlines())
+    size = int(first["defaults"]["size"].partition("x")[0])
+    out.mkdir(parents=True)
+    for row in rows:
+        unit = ControlUnit(kind="canny", image=manifest.parent / row["canny"])
+        edges = PIL.Image.fromarray(load_map(unit, size, size).map_HWC)  # the same map, so the same picture
+        image = pipe(
+            row["prompt"],
+            edges,
+            width=size,
+            height=size,
+            num_inference_steps=first["defaults"]["steps"],
+            guidance_scale=first["defaults"]["guidance"],
+            generator=torch.Generator("cpu").manual_seed(row["seed"]),
+        ).images[0]
+        image.save(out / f"{row['seed']}.png")
 
 
-def compare(jobs: Sequence[Job], rounds: int, folder: Path) -> dict[str, Any]:
-    """Seconds of both sides, round by round, and their ratio."""
-    sides = {"limn": limn(OpenRenderer()(0)), "diffusers": diffusers_loop()}
-    for name, run in sides.items():
-        run(jobs[:1], folder / f"warm-{name}")
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    share = -(-len(jobs) // rounds)
-    for number in range(rounds):
-        some = jobs[number * share : (number + 1) * share]
-        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
-            began = time.perf_counter()
-            sides[name](some, folder / f"{name}-{number}")
-            seconds[name].append(time.perf_counter() - began)
-    ratios = [theirs / ours for ours, theirs in zip(seconds["limn"], seconds["diffusers"], strict=True)]
-    return {
-        "jobs": len(jobs),
-        "limn_s": sum(seconds["limn"]),
-        "diffusers_s": sum(seconds["diffusers"]),
-        "ratio": statistics.median(ratios),
-        "least": min(ratios),
-        "greatest": max(ratios),
-        "largest_pixel_difference": largest_difference(folder, rounds),
+def timed(command: Sequence[str]) -> tuple[float, float]:
+    """Seconds on the clock, and of processor time of all of a command's processes."""
+    before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def compare(manifest: Path, rounds: int) -> dict[str, Any]:
+    """Medians over the rounds of every side's seconds, and diffusers' as multiples of Limn's."""
+    render = [sys.executable, "-m", "cli", "render", str(manifest), "--out"]
+    sides = {
+        "limn_exact": lambda out: [*render, out, "--exact"],
+        "limn": lambda out: [*render, out],
+        "diffusers": lambda out: [sys.executable, __file__, "--loop", str(manifest), out],
     }
-
-
-def largest_difference(folder: Path, rounds: int) -> int:
-    largest = 0
+    clock: dict[str, list[float]] = {name: [] for name in sides}
+    processor: dict[str, list[float]] = {name: [] for name in sides}
     for number in range(rounds):
-        for path in (folder / f"limn-{number}").glob("limn-*.png"):
-            ours, theirs = (np.asarray(PIL.Image.open(one)).astype(int) for one in (path, folder / f"diffusers-{number}" / path.name))
-            largest = max(largest, int(np.abs(ours - theirs).max()))
+        for name in list(sides) if number % 2 == 0 else reversed(list(sides)):
+            seconds, spent = timed(sides[name](str(manifest.parent / f"{name}-{number}")))
+            clock[name].append(seconds)
+            processor[name].append(spent)
+    found: dict[str, Any] = {"rounds": rounds, "load": os.getloadavg()[0]}
+    for name in sides:
+        found |= {f"{name}_s": statistics.median(clock[name]), f"{name}_processor_s": statistics.median(processor[name])}
+    for name in ("limn_exact", "limn"):
+        for what, times in (("ratio", clock), ("processor_ratio", processor)):
+            ratios = [theirs / ours for ours, theirs in zip(times[name], times["diffusers"], strict=True)]
+            found[f"{name}_{what}"] = statistics.median(ratios)
+            found[f"{name}_{what}_least"] = min(ratios)
+        found[f"{name}_largest_difference"] = largest_difference(manifest.parent / f"{name}-0", manifest.parent / "diffusers-0")
+    return found
+
+
+def largest_difference(ours: Path, theirs: Path) -> int:
+    """Of a level, over all pictures; their names end in the seed."""
+    largest = 0
+    for path in ours.glob("limn-*.png"):
+        one, other = (np.asarray(PIL.Image.open(file)).astype(int) for file in (path, theirs / f"{path.stem.rpartition('-')[2]}.png"))
+        largest = max(largest, int(np.abs(one - other).max()))
     return largest
 
 
@@ -176,16 +187,19 @@ def workers_ratio(jobs: Sequence[Job], folder: Path) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description="A batch against the loop people write with diffusers.")
     parser.add_argument("--jobs", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--size", type=int, default=128, help="pixels")
     parser.add_argument("--memory", action="store_true", help="peak memory of 100 and of 1,000 jobs, instead")
     parser.add_argument("--workers", action="store_true", help="one worker against two, instead")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--peak", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--loop", type=Path, nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
         return draw_for_peak(args.peak)
+    if args.loop:
+        return diffusers_loop(*args.loop)
     found: dict[str, Any]
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -193,13 +207,16 @@ def main() -> None:
             small, large = peak_mb(100), peak_mb(1000)
             found = {"peak_100_mb": small, "peak_1000_mb": large, "ratio": large / small}
         else:
-            jobs = make(photographs(folder, args.jobs), args.steps, args.size)
-            found = workers_ratio(jobs, folder) if args.workers else compare(jobs, args.rounds, folder)
+            paths = photographs(folder, args.jobs)
+            if args.workers:
+                found = workers_ratio(make(paths, args.steps, args.size), folder)
+            else:
+                found = compare(write_manifest(paths, args.steps, args.size), args.rounds)
     if args.json:
         print(json.dumps(found))
     else:
         for name, value in found.items():
-            print(f"{name:28}{value:.3f}" if isinstance(value, float) else f"{name:28}{value}")
+            print(f"{name:34}{value:.3f}" if isinstance(value, float) else f"{name:34}{value}")
 
 
 if __name__ == "__main__":

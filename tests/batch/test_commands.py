@@ -1,6 +1,7 @@
 """`limn render SOURCE`, `status`, `report` and `verify` on a tiny real model, from files to files."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,6 @@ import pytest
 import cli
 from batch.store import Folder, pictures
 from batch.verify import compare, judge, psnr_db
-from batch.work import OpenRenderer
 from core.images import decode
 from core.provenance import read_record, write_picture
 from renderer import Picture, Renderer
@@ -135,16 +135,14 @@ def test_verify_says_equal_and_what_differs(work: Path, models: Path, model: lis
     assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 0
     path = work / "out" / next(iter(names("out")))
     record, image_HWC = read_record(path), decode(path)
-    # The record names no model of its own where none was typed for the row; here it is opened as it was.
-    opens = OpenRenderer(str(models / "base"), device="cpu")
-    (verdict,) = judge([path], opens)
+    (verdict,) = judge([path])
     assert verdict.equal
     assert not verdict.differs
 
     changed_HWC = image_HWC.copy()
     changed_HWC[0, 0] ^= 255
     write_picture(work / "changed.png", changed_HWC, record)
-    (verdict,) = judge([work / "changed.png"], opens)
+    (verdict,) = judge([work / "changed.png"])
     assert not verdict.equal
     assert verdict.psnr_db == pytest.approx(psnr_db(changed_HWC, image_HWC))
     assert "the pixels were changed" in verdict.differs[0]
@@ -162,6 +160,23 @@ def test_verify_says_equal_and_what_differs(work: Path, models: Path, model: lis
     capsys.readouterr()
     (work / "none").mkdir()
     assert cli.run(["verify", "none"]) == 2
+
+
+def test_verify_with_a_model_that_has_moved(work: Path, models: Path, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "jobs.jsonl").write_text('{"prompt": "x", "canny": "photo.png", "seed": 4}')
+    shutil.copytree(models, work / "before")
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", "--model", "before/base", *SMALL]) == 0
+    shutil.move(work / "before", work / "after")
+    assert cli.run(["verify", "out"]) != 0
+    assert cli.run(["verify", "out", "--model", "after/base", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["equal"]
+
+
+def test_workers_are_a_number_or_auto(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "jobs.jsonl").write_text("{}")
+    for text in ("many", "-1", "1000", "1.5"):
+        assert cli.run(["render", "jobs.jsonl", "--workers", text]) == 2
+        assert "give auto, or a number of processes up to 256" in capsys.readouterr().err
 
 
 def test_psnr_is_its_closed_form() -> None:
