@@ -1,6 +1,7 @@
 """The doctor beside the thread that draws: what will be wrong with a request, asked while another one is being drawn."""
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,8 +31,8 @@ class Doctor:
         with self._lock:
             return examine(request, self._engine)
 
-    def networks(self, kind: str, model: str) -> list[str]:
-        """The ControlNets beside a model and among the installed ones that fit it and the kind, by the names that a request calls them."""
+    def networks(self, kind: str, model: str, trained: Sequence[str] = ()) -> list[str]:
+        """The ControlNets beside a model, installed or trained here that fit it and the kind, by the names that a request calls them."""
         from pipelines.catalogue import installed
         from pipelines.engine import resolve
 
@@ -41,7 +42,7 @@ class Doctor:
             return []
         beside = [_short(path) for path in sorted(base.parent.glob("controlnet-*"))]
         names = dict.fromkeys([*beside, *(one.name for one in installed() if one.kind in _NETWORKS and one.source != "embedded")])
-        return [name for name in names if self._fits(name, kind, model)]
+        return [name for name in dict.fromkeys([*names, *trained]) if self._fits(name, kind, model)]
 
     def _fits(self, name: str, kind: str, model: str) -> bool:
         unit = ControlUnit(kind=kind, image=Path(__file__), ready=True, model=name)  # any file: only the network is asked about

@@ -120,6 +120,7 @@ class Service:
 
     def __init__(self, model: str, out: Path) -> None:
         self.model, self.out = model, out
+        self.trained: Callable[[], list[str]] = list  # ControlNets that were trained here
         self.loaded = threading.Event()  # the first attempt at loading is over
         self.problem: str | None = None  # why the last attempt failed
         self._renderer: Renderer | None = None
@@ -160,7 +161,7 @@ class Service:
 
     def networks(self, kind: str, model: str) -> list[str]:
         """The ControlNets of this machine that fit a kind and a model; none while the model is loading."""
-        return [] if self._doctor is None else self._doctor.networks(kind, model)
+        return [] if self._doctor is None else self._doctor.networks(kind, model, self.trained())
 
     def count_tokens(self, prompt: str) -> tuple[int, int] | None:
         """(tokens of the prompt, room for them); None while the model is loading, or where it reads text otherwise.

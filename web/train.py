@@ -139,7 +139,7 @@ class _Train:
         except LimnError as error:
             return self._told(error)
         inputs, (folder, what) = self.create.parts.inputs, told.usable
-        data, path = told.settings.get("data", {}), _short(folder)
+        data, path = told.settings.get("data", {}), train_folder.short(folder)
         kind = next(
             (name for name in (data.get("kind"), data.get("condition")) if isinstance(name, str) and name in controls.names()), None
         )
@@ -147,7 +147,7 @@ class _Train:
         changes: Changes = {
             inputs["control.0.on"]: True,
             self.create.parts.columns[0]: gr.update(visible=True),
-            inputs["control.0.model"]: gr.update(choices=list(dict.fromkeys(known)), value=path),
+            inputs["control.0.model"]: gr.update(choices=known, value=path),
             inputs["model"]: str(told.settings.get("base", self.create.service.model)),
             self.create.parts.status: words.note(f"The first control is drawn by {what} of training {told.name}."),
             self.parts["tabs"]: gr.update(selected="create"),
@@ -206,6 +206,7 @@ def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
             fields, preset = _settings(parts)
         with gr.Column(scale=5, min_width=340, elem_id="train-shown"):
             _watching(parts)
+    create.service.trained = trainings.networks
     keep("train", fields, tab)
     handlers = _Train(trainings, create, parts=parts, fields=fields)
     given, run = list(fields.values()), parts["run"]
@@ -337,8 +338,3 @@ def _plot(told: Told, key: str) -> Any:
 def _findings(lines: list[str]) -> str:
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<ul class="findings">{items}</ul>' if items else ""
-
-
-def _short(folder: Path) -> str:
-    """A path from here where it lies below."""
-    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)

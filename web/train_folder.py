@@ -58,6 +58,11 @@ def names(runs: Path) -> list[str]:
     return [folder.name for folder in sorted(found, key=lambda folder: (-changed(folder), folder.name))]
 
 
+def usable(folder: Path) -> tuple[Path, str] | None:
+    """A training's ControlNet that can be drawn with, and what it is: the finished one where there is one."""
+    return next(((folder / name, what) for name, what in KEPT.items() if (folder / name / "config.json").is_file()), None)
+
+
 def changed(folder: Path) -> int:
     """When a training last wrote something, in nanoseconds."""
     parts = ("log.jsonl", "monitor.jsonl", SETTINGS, "config.yaml", SAID, "weights", "checkpoints", "grids")
@@ -100,7 +105,7 @@ def read(folder: Path) -> Told:
         grid=max(folder.glob("grids/step-*.png"), default=None),
         said=said,
         problem=_problem(said),
-        usable=next(((folder / name, what) for name, what in KEPT.items() if (folder / name / "config.json").is_file()), None),
+        usable=usable(folder),
     )
 
 
@@ -163,3 +168,8 @@ def _problem(said: str) -> str | None:
         return lines[-1].removeprefix("limn: ")
     unforeseen = "Traceback (most recent call last):" in lines and re.match(r"[A-Za-z_.]+(Error|Exception)\b", lines[-1])
     return lines[-1] if unforeseen else None
+
+
+def short(folder: Path) -> str:
+    """A path from here where it lies below."""
+    return str(folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder)

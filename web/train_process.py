@@ -83,6 +83,11 @@ class Trainings:
         with self._turn:
             return self._running()
 
+    def networks(self) -> list[str]:
+        """The trained ControlNets that can be drawn with, as a request calls them."""
+        found = (train_folder.usable(self.runs / name) for name in train_folder.names(self.runs))
+        return [train_folder.short(one[0]) for one in found if one is not None]
+
     def stop(self) -> None:
         """Ask the running training to finish its step, save, and end."""
         with self._turn:
@@ -130,6 +135,7 @@ class Trainings:
                 other = self._running()
                 who = f"training {other.name!r} is running" if other else "a training is starting"
                 raise BadRequest(f"{who}, and there is one at a time: stop it first, or wait") from None
+            os.ftruncate(descriptor, 0)  # nobody takes the last one's process for this one's
             yield descriptor
         finally:
             os.close(descriptor)
@@ -153,5 +159,4 @@ class Trainings:
             )
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._child.pid, NICENESS)
-        os.ftruncate(lock, 0)
         os.pwrite(lock, json.dumps({"name": folder.name, "process": self._child.pid}).encode(), 0)

@@ -75,3 +75,7 @@ def test_a_short_training_from_pairs_to_picture(page: Page, site: Site, picture_
     record = download(page, tmp_path / "edges.png")
     (unit,) = record.request.controls
     assert (unit.kind, unit.model) == ("canny", "runs/edges/weights")
+    page.locator("#add-control").click()  # every control's picker has it now
+    page.locator("#fine-1").get_by_role("button", name="Paint, fit").click()
+    page.locator("#controlnet-1 input").click()
+    expect(page.get_by_role("option", name="runs/edges/weights")).to_be_visible()
