@@ -1,7 +1,7 @@
-"""ControlNets of FLUX.1: plain, union and XLabs', and the maps that Canny and Depth models read themselves.
+"""ControlNets of FLUX.1: plain, union, XLabs' and alimama's for holes, and the maps that Canny and Depth models read themselves.
 
 Axes: B rows, C channels, H and W latent cells, L tokens, D width. Source: InstantX, FLUX.1-dev-Controlnet-Union, 2024; XLabs-AI,
-x-flux, 2024; Black Forest Labs, FLUX.1 Tools, 2024.
+x-flux, 2024; alimama-creative, FLUX-Controlnet-Inpainting, 2024; Black Forest Labs, FLUX.1 Tools, 2024.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from core.control import Image
 from core.errors import Mismatch
 from core.stack import unstacked
 from pipelines.checkpoint import Checkpoint
 from pipelines.family import Hint, Place, Residuals, Text
-from pipelines.images import picture_to_tensor
+from pipelines.images import hole_of, picture_to_tensor
 from pipelines.tokens import PATCH, pack, place_of
 
 # The mode of each kind in the published union ControlNets (InstantX, Shakker-Labs); 6 is "low quality", which no kind here is.
@@ -60,18 +62,34 @@ class FluxControlNet:
         self.hint_encoder, self.embedder = net.input_hint_block, net.controlnet_x_embedder
         net.input_hint_block, net.controlnet_x_embedder = None, nn.Identity()
 
+    @property
+    def inpaints(self) -> bool:
+        """Whether it reads beside a picture's latents where the picture stays."""
+        return bool(self.net.config.get("extra_condition_channels"))
+
     def prepare(self, hint: Hint, encode_image: Callable[[Image], Tensor]) -> "SteeredFlux":
         """The map's tokens, from its pixels where the network has an encoder for them (XLabs), else from its latents.
 
         Raises:
-            Mismatch: a union network knows nothing of the hint's kind.
+            Mismatch: a union network knows nothing of the hint's kind, or a network for holes is to read something else.
         """
         mode = self._mode(hint.kind)
-        if self.hint_encoder is None:
+        if self.inpaints:
+            features = self._with_hole(hint, encode_image)
+        elif self.hint_encoder is None:
             features = torch.cat([encode_image(map_HWC) for map_HWC in unstacked(hint.map_HWC)], dim=1)
         else:
             features = self.hint_encoder(picture_to_tensor(hint.map_HWC)[None].to(self.place.device, self.place.dtype))
         return SteeredFlux(self, self.embedder(pack(features.to(self.place.dtype))), mode)
+
+    def _with_hole(self, hint: Hint, encode_image: Callable[[Image], Tensor]) -> Tensor:
+        """The latents (1, C + 1, H, W) of the picture with a black hole, and 1 where it has none."""
+        if hint.kind != "inpaint":
+            raise Mismatch(f"ControlNet {str(self.checkpoint.path)!r} paints in holes, not by {hint.kind!r}: give it the kind 'inpaint'")
+        hole_HW = hole_of(hint.map_HWC, hint.mask_HW)
+        latents = encode_image(np.where(hole_HW.numpy()[..., None], np.uint8(0), hint.map_HWC))
+        kept = F.interpolate((~hole_HW).float()[None, None], latents.shape[-2:]).to(latents)
+        return torch.cat([latents, kept], dim=1)
 
     def _mode(self, kind: str) -> int | None:
         modes = self.net.config.num_mode

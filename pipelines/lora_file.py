@@ -30,6 +30,9 @@ _UNKNOWN_KINDS = {
     "diff": "a full difference",
     "diff_b": "a full difference",
 }
+# Where a token of FLUX.1 is read, by Black Forest Labs' name and by diffusers'; a Control LoRA reads wider ones.
+_READS_MAPS = re.compile(r"(^|[._])(img_in|x_embedder)\.lora_(A|down)\.weight$")
+FLUX_CHANNELS = 64
 # Where the width of cross-attention's input tells the family.
 _FAMILY_OF_WIDTH = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 
@@ -94,6 +97,11 @@ def read_lora(path: Path) -> LoraFile:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise BadModel(f"LoRA {str(path)!r} cannot be read: {error}; download it again") from None
+    if any(_READS_MAPS.search(key) and tensor.ndim == 2 and tensor.shape[1] > FLUX_CHANNELS for key, tensor in tensors.items()):
+        raise BadModel(
+            f"LoRA {path.name!r} is a Control LoRA, which makes FLUX.1 read maps through channels that it adds: use the whole model instead "
+            "(FLUX.1-Canny-dev, FLUX.1-Depth-dev), or a ControlNet"
+        )
     layers: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
     for key, tensor in tensors.items():

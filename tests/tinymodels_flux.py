@@ -75,3 +75,17 @@ def build_controlnet(folder: Path, *, seed: int = 1, strength: float = 0.2, **co
             torch.nn.init.normal_(net.input_hint_block.conv_out.weight, std=strength)
     net.eval().save_pretrained(folder, safe_serialization=True)
     return folder
+
+
+def build_hole_controlnet(folder: Path, *, seed: int = 1, strength: float = 0.2) -> Path:
+    """Write a FLUX ControlNet for holes as alimama's are laid out, and return it: four further channels in each token of the map."""
+    import torch
+    from diffusers import FluxControlNetModel
+
+    build_controlnet(folder, seed=seed, strength=strength)
+    net = FluxControlNetModel.from_pretrained(folder)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed + 100)
+        net.controlnet_x_embedder = torch.nn.Linear(SHARED["in_channels"] + 4, net.inner_dim)
+    net.save_pretrained(folder, safe_serialization=True)
+    return folder

@@ -13,21 +13,20 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
 from core.control import Image
-from core.errors import BadRequest, Mismatch
+from core.errors import Mismatch
 from pipelines import vae
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.clip import encode_t5, encode_windows
 from pipelines.controlnet_flux import Channels, FluxControlNet, OwnControl, Positions, told
-from pipelines.family import Drawing, Family, Hint, Place, PreparedControl, Residuals, Shift, Text
-from pipelines.flow import flow_shift, flow_terminal
+from pipelines.family import Drawing, Hint, Place, PreparedControl, Residuals, Text
+from pipelines.flow_family import FlowFamily, width_of
 from pipelines.images import picture_to_tensor
 from pipelines.kinds import wrong_kind
-from pipelines.parameterisation import Parameterisation, Path
 from pipelines.prompt import Wording, plain
-from pipelines.tokens import PATCH, over_blocks, pack, unpack
+from pipelines.tokens import over_blocks, pack, unpack
 
 # What the tokens hold beside the latents: nothing, a map's latents, or the masked picture's latents and the mask.
 Extra = Literal["nothing", "map", "hole"]
@@ -36,7 +35,7 @@ T5_TOKENS_GUIDED, T5_TOKENS = 512, 256  # dev and schnell, as published
 _WIDTHS = ("joint_attention_dim", "pooled_projection_dim")
 
 
-class Flux(Family):
+class Flux(FlowFamily):
     """A loaded checkpoint; see `pipelines.family.Family`.
 
     Residuals go to "blocks/N" and "single/N", N levels for the double and the single blocks; to "cyclic/N" where a ControlNet's levels are
@@ -51,15 +50,12 @@ class Flux(Family):
     residuals_shared: ClassVar[bool] = True
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
-        super().__init__(checkpoint, place)
-        self.transformer, self.vae = parts["transformer"], parts["vae"]
+        super().__init__(checkpoint, place, parts, scheduler)
         self.text_encoder, self.tokenizer = parts["text_encoder"], parts["tokenizer"]
         self.text_encoder_2, self.tokenizer_2 = parts["text_encoder_2"], parts["tokenizer_2"]
-        self.path, self.parameterisation = Path.from_scheduler_config(scheduler), Parameterisation("flow")
         self.guidance = "embedded" if self.transformer.config.guidance_embeds else "none"
         self.cell_px = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.extra = _extra_channels(checkpoint, self.transformer.config, self.vae.config, self.cell_px)
-        self._scheduler = scheduler
         self._positions = Positions(place)
         self._nothing_told = lru_cache(2)(self._new_nothing_told)
 
@@ -93,30 +89,6 @@ class Flux(Family):
         if self.guidance == "none":
             return common | {"steps": 4, "guidance_scale": 1.0}
         return common | {"steps": 28 if self.extra == "nothing" else 50, "guidance_scale": 3.5 if self.extra == "nothing" else 30.0}
-
-    def networks(self) -> Mapping[str, nn.Module]:
-        """See `Family.networks`."""
-        return {part: getattr(self, part) for part in self.weight_parts}
-
-    @property
-    def side_px(self) -> int:
-        """A patch's side."""
-        return self.cell_px * PATCH
-
-    def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
-        """(C, H, W) of the latents of a picture of this size in pixels.
-
-        Raises:
-            BadRequest: the latents cannot be cut into patches.
-        """
-        if width % self.side_px or height % self.side_px:
-            raise BadRequest(f"width {width}, height {height}: {self.title} draws multiples of {self.side_px} pixels; give such a size")
-        return int(self.vae.config.latent_channels), height // self.cell_px, width // self.cell_px
-
-    def shift(self, width: int, height: int) -> Shift:
-        """The more tokens, the further towards noise, where the checkpoint shifts dynamically (dev)."""
-        tokens = (height // self.side_px) * (width // self.side_px)
-        return Shift(flow_shift(self._scheduler, tokens), flow_terminal(self._scheduler))
 
     @torch.inference_mode()
     def encode_wording(self, wording: Wording, clip_skip: int) -> Text:
@@ -162,14 +134,10 @@ class Flux(Family):
             raise wrong_kind(checkpoint, self.checkpoint, "FluxControlNetModel", self.title)
         config, base = checkpoint.config(""), self.transformer.config
         channels = 4 * int(self.vae.config.latent_channels)
-        wanted = {"in_channels": channels, "width": _width(base)} | {key: base[key] for key in _WIDTHS}
-        given = {"in_channels": config.get("in_channels", 64), "width": _width(config)} | {key: config.get(key) for key in _WIDTHS}
-        for key, value in wanted.items():
-            if given[key] is not None and given[key] != value:
-                raise Mismatch(
-                    f"ControlNet {str(checkpoint.path)!r} has {key} {given[key]}, the base model {str(self.checkpoint.path)!r} {value}: "
-                    "use a ControlNet trained for this base"
-                )
+        wanted = {"in_channels": channels, "width": width_of(base)} | {key: base[key] for key in _WIDTHS}
+        given = {"in_channels": config.get("in_channels", 64), "width": config.get("residual_channels") or width_of(config)}
+        given |= {key: config[key] for key in _WIDTHS if key in config}
+        self.must_agree(checkpoint, given, wanted)
 
     def load_control(self, checkpoint: Checkpoint) -> FluxControlNet | OwnControl:
         """The ControlNet, checked and placed beside this model.
@@ -179,13 +147,14 @@ class Flux(Family):
         """
         from diffusers import FluxControlNetModel
 
+        from pipelines.controlnet_flux_hole import FluxHoleControlNetModel, reads_hole
         from pipelines.variants import kind_named, load_variant
 
         self.check_control(checkpoint)
         own = self.own_control() if checkpoint.path == self.checkpoint.path else None
         if own is not None:
             return own
-        kind = kind_named(checkpoint.classes.get(""), FluxControlNetModel)
+        kind = FluxHoleControlNetModel if reads_hole(checkpoint) else kind_named(checkpoint.classes.get(""), FluxControlNetModel)
         return FluxControlNet(load_variant(kind, checkpoint, self.checkpoint, self.place), checkpoint, self.place, self._positions)
 
     @torch.inference_mode()
@@ -193,7 +162,7 @@ class Flux(Family):
         """A ControlNet with its map, whose embedding is computed here, once.
 
         Raises:
-            Mismatch: a union ControlNet knows nothing of this kind.
+            Mismatch: a union ControlNet knows nothing of this kind, or one for holes is given another.
         """
         return Channels(self.encode_image(hint.map_HWC)) if isinstance(net, OwnControl) else net.prepare(hint, self.encode_image)
 
@@ -225,11 +194,6 @@ class Flux(Family):
         told = self.inpaint(np.full((*size, 3), 128, np.uint8), np.full(size, 255, np.uint8))
         assert told is not None
         return told["channels"][0]
-
-
-def _width(config: Mapping[str, Any]) -> int:
-    own = int(config.get("num_attention_heads", 24)) * int(config.get("attention_head_dim", 128))
-    return int(config.get("residual_channels") or own)
 
 
 def _extra_channels(checkpoint: Checkpoint, transformer: Any, autoencoder: Any, cell_px: int) -> Extra:

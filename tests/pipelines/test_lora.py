@@ -287,11 +287,15 @@ def test_refusals(tmp_path: Path) -> None:
     (tmp_path / "fine.safetensors").write_bytes(b"broken")
     save_file({"x.dora_scale": torch.zeros(1)}, tmp_path / "sub" / "dora.safetensors")
     save_file({"conv.weight": torch.zeros(1)}, tmp_path / "whole.safetensors")
+    # As Black Forest Labs' own: with biases, norms, and an embedding of 128 channels.
+    wide = {"img_in.lora_A.weight": torch.zeros(4, 128), "img_in.lora_B.bias": torch.zeros(8), "x.norm.query_norm.scale": torch.zeros(8)}
+    save_file(wide, tmp_path / "depth.safetensors")
     (tmp_path / "old.pt").write_bytes(b"")
     for name, message in [
         ("fine", "cannot be read"),
         ("dora", "is a DoRA: only LoRA, LoHa and LoKr"),
         ("whole", "is no LoRA: it holds 'conv.weight'"),
+        ("depth", r"is a Control LoRA, .*: use the whole model instead \(FLUX.1-Canny-dev, FLUX.1-Depth-dev\)"),
         (str(tmp_path / "old.pt"), "pickles can run any program"),
     ]:
         with pytest.raises(BadModel, match=message) as error:

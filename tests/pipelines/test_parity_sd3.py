@@ -2,31 +2,20 @@
 
 from pathlib import Path
 
-import PIL.Image
 import pytest
 import torch
 
 from core.errors import BadRequest
 from core.request import Mode
-from pipelines.canvas import begin
 from pipelines.families.sd3 import StableDiffusion3
 from pipelines.family import Hint
 from pipelines.steering import level_factors
 from tests.pipelines import sd3_parity
-from tests.pipelines.sd3_parity import (
-    HEIGHT,
-    WIDTH,
-    assert_same,
-    by_hand,
-    drawn,
-    drawn_map,
-    paint_mask,
-    picture,
-    pipeline,
-    plan_of,
-    steered,
-    theirs,
-)
+from tests.pipelines.flow_parity import GUIDANCE, assert_same, drawn, ours, plan_of, steered
+from tests.pipelines.scenes import HEIGHT, ORACLES_OWN, WAYS, WIDTH, image, left_half, picture
+from tests.pipelines.sd3_parity import by_hand, pipeline, theirs
+
+pytestmark = ORACLES_OWN
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +49,7 @@ def test_text_to_image(base: str, models: Path, families: dict[str, StableDiffus
 )
 def test_controls(base: str, nets: list[str], models: Path, families: dict[str, StableDiffusion3]) -> None:
     pipe, several = pipeline("StableDiffusion3ControlNetPipeline", models, base, nets), len(nets) > 1
-    maps = [PIL.Image.fromarray(drawn_map(i)) for i in range(len(nets))]
+    maps = [image(picture(i)) for i in range(len(nets))]
     weights, starts, ends = [0.7, 0.4][: len(nets)], [0.2, 0.0][: len(nets)], [0.9, 0.5][: len(nets)]
     for window in ({}, {"start": starts, "end": ends}):
         expected = theirs(
@@ -76,17 +65,17 @@ def test_controls(base: str, nets: list[str], models: Path, families: dict[str, 
 
 @pytest.mark.parametrize("kind", ["canny", "tile"])
 def test_large_nets_see_edges_in_a_range_of_their_own(kind: str, models: Path, families: dict[str, StableDiffusion3]) -> None:
-    pixels = torch.from_numpy(drawn_map(0)).permute(2, 0, 1)[None] / 255.0
+    pixels = torch.from_numpy(picture(0)).permute(2, 0, 1)[None] / 255.0
     seen = pixels * 255.0 * 0.5 + 0.5 if kind == "canny" else pixels * 2.0 - 1.0
     pipe = pipeline("StableDiffusion3ControlNetPipeline", models, "3.5", ["large"])
-    controls = steered(families["3.5"], models, ["large"], hint=Hint(drawn_map(0), kind))
+    controls = steered(families["3.5"], models, ["large"], hint=Hint(picture(0), kind))
     assert_same(drawn(families["3.5"], plan_of(families["3.5"], *controls)), theirs(pipe, control_image=seen))
 
 
 def test_an_inpainting_controlnet_reads_the_mask(models: Path, families: dict[str, StableDiffusion3]) -> None:
     pipe = pipeline("StableDiffusion3ControlNetInpaintingPipeline", models, "3", ["inpaint"])
-    expected = theirs(pipe, control_image=PIL.Image.fromarray(picture()), control_mask=PIL.Image.fromarray(paint_mask()))
-    controls = steered(families["3"], models, ["inpaint"], hint=Hint(picture(), "inpaint", paint_mask()))
+    expected = theirs(pipe, control_image=image(picture(5)), control_mask=image(left_half()))
+    controls = steered(families["3"], models, ["inpaint"], hint=Hint(picture(5), "inpaint", left_half()))
     assert_same(drawn(families["3"], plan_of(families["3"], *controls)), expected)
     with pytest.raises(BadRequest, match="give the request a mask"):
         steered(families["3"], models, ["inpaint"])
@@ -95,28 +84,19 @@ def test_an_inpainting_controlnet_reads_the_mask(models: Path, families: dict[st
 @pytest.mark.parametrize("strength", [0.6, 1.0])
 @pytest.mark.parametrize("base", ["3", "shifting"])
 def test_image_to_image(base: str, strength: float, models: Path, families: dict[str, StableDiffusion3]) -> None:
-    """diffusers is given the latents: from a picture it draws twice from the generator, once for the autoencoder's sample."""
-    family = families[base]
     pipe = pipeline("StableDiffusion3Img2ImgPipeline", models, base, [])
-    expected = theirs(pipe, image=family.encode_image(picture()), strength=strength)
-    assert_same(drawn(family, plan_of(family, strength=strength, canvas=begin(family, picture(), strength=strength))), expected)
+    expected = theirs(pipe, image=image(picture(5)), strength=strength)
+    assert_same(ours(families[base], true_scale=GUIDANCE, image_HWC=picture(5), strength=strength), expected)
 
 
 @pytest.mark.parametrize("strength", [0.6, 1.0])
-def test_inpainting(strength: float, models: Path, families: dict[str, StableDiffusion3]) -> None:
-    family = families["3"]
-    pipe, latents = pipeline("StableDiffusion3InpaintPipeline", models, "3", []), family.encode_image(picture())
-    expected = theirs(pipe, image=latents, mask_image=PIL.Image.fromarray(paint_mask()), masked_image_latents=latents, strength=strength)
-    canvas = begin(family, picture(), paint_mask(), strength=strength)
-    assert_same(drawn(family, plan_of(family, strength=strength, canvas=canvas)), expected)
-
-
-def test_an_inpainting_checkpoint(models: Path, families: dict[str, StableDiffusion3]) -> None:
-    family = families["3-inpaint"]
-    pipe = pipeline("StableDiffusion3InpaintPipeline", models, "3-inpaint", [])
-    expected = theirs(pipe, image=PIL.Image.fromarray(picture()), mask_image=PIL.Image.fromarray(paint_mask()), strength=1.0)
-    assert_same(drawn(family, plan_of(family, canvas=begin(family, picture(), paint_mask()))), expected)
-    assert families["3"].inpaint(picture(), paint_mask()) is None
+@pytest.mark.parametrize("base", ["3", "3-inpaint"])
+def test_inpainting(base: str, strength: float, models: Path, families: dict[str, StableDiffusion3]) -> None:
+    """By blending latents, and with a transformer that reads mask and picture."""
+    pipe = pipeline("StableDiffusion3InpaintPipeline", models, base, [])
+    expected = theirs(pipe, image=image(picture(5)), mask_image=image(left_half()), strength=strength)
+    assert_same(ours(families[base], true_scale=GUIDANCE, image_HWC=picture(5), mask_HW=left_half(), strength=strength), expected)
+    assert families["3"].inpaint(picture(5), left_half()) is None
 
 
 def test_perturbed_attention(models: Path, families: dict[str, StableDiffusion3]) -> None:
@@ -127,15 +107,13 @@ def test_perturbed_attention(models: Path, families: dict[str, StableDiffusion3]
 # What diffusers has no pipeline for.
 
 
-@pytest.mark.parametrize("inpaint", [False, True])
+@pytest.mark.parametrize("way", ["img2img", "inpaint"])
 @pytest.mark.parametrize("nets", [["plain"], ["plain", "deep"]])
 @torch.no_grad()
-def test_pictures_under_controls(nets: list[str], inpaint: bool, models: Path, families: dict[str, StableDiffusion3]) -> None:
-    family, weights = families["3"], [0.6, 0.5]
-    canvas = begin(family, picture(), paint_mask() if inpaint else None, strength=0.7)
-    got = drawn(family, plan_of(family, *steered(family, models, nets, weight=weights), strength=0.7, canvas=canvas))
-    mask = torch.from_numpy(paint_mask()[None, None, ::8, ::8] / 255.0).float() if inpaint else None
-    assert_same(got, by_hand(family, models, nets, lambda net, level, levels: weights[net], mask=mask, strength=0.7))
+def test_pictures_under_controls(nets: list[str], way: str, models: Path, families: dict[str, StableDiffusion3]) -> None:
+    weights = [0.6, 0.5]
+    got = ours(families["3"], steered(families["3"], models, nets, weight=weights), true_scale=GUIDANCE, **WAYS[way])
+    assert_same(got, by_hand(families["3"], models, nets, lambda net, level, levels: weights[net], way))
 
 
 @torch.no_grad()

@@ -18,33 +18,11 @@ from pipelines.families.zimage import ZImage
 from pipelines.family import Hint, Place
 from pipelines.steering import Steering, united
 from tests import tinymodels_flux, tinymodels_zimage
-from tests.pipelines.flow_parity import (
-    HEIGHT,
-    NEGATIVE,
-    PLACE,
-    PROMPT,
-    SEED,
-    STEPS,
-    WAYS,
-    WIDTH,
-    assert_same,
-    drawing,
-    euler_by_hand,
-    generators,
-    host_reads,
-    image,
-    left_half,
-    means_for_samples,
-    ours,
-    picture,
-    their_pipe,
-)
+from tests.pipelines.flow_parity import assert_same, check_fewer_bits, check_region, host_reads, ours
+from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WAYS, WIDTH, image, left_half, picture
+from tests.pipelines.their_pipelines import euler_by_hand, generators, means_for_samples, their_pipe
 
-# diffusers' pipelines call numpy.array on a tensor; only the oracle does, never our loop.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning"),
-]
+pytestmark = ORACLES_OWN
 
 GUIDANCE, WEIGHTS = 3.0, (0.7, 0.4)
 NETS: dict[str, dict[str, Any]] = {
@@ -212,19 +190,8 @@ def test_modes_beside_one_that_steers_both_halves(mode: Any, family: ZImage, fol
 
 
 def test_a_region_holds_residuals_to_its_tokens(family: ZImage, folder: Path) -> None:
-    """What stands beside the picture's tokens is scaled by the region's share."""
-    x, t, text = torch.randn(1, 16, 8, 12, generator=torch.Generator().manual_seed(SEED)), torch.tensor(500.0), drawing(family, PROMPT, 1)
-    part = steer(family, folder / "net-0", mask_HW=torch.from_numpy(left_half() / np.float32(255)))
-    whole = steer(family, folder / "net-0")
-    for name, (expected,) in whole.residuals(x, t, text).items():
-        got = part.residuals(x, t, text)[name][0]
-        rows, reference_rows = (one[:, :24].reshape(1, 4, 6, -1) for one in (got, expected))
-        assert torch.equal(rows[:, :, :3], reference_rows[:, :, :3])
-        assert not rows[:, :, 3:].any()
-        torch.testing.assert_close(got[:, 24:], expected[:, 24:] * 0.5)
-    assert part.control.levels == 2
-    ones = steer(family, folder / "net-0", mask_HW=torch.ones(HEIGHT, WIDTH))
-    assert torch.equal(ours(family, [ones]), ours(family, [whole]))
+    check_region(family, folder, "0")
+    assert steer(family, folder / "net-0").control.levels == 2
 
 
 def test_long_prompts_say_what_was_dropped(family: ZImage) -> None:
@@ -238,11 +205,7 @@ def test_no_step_waits_for_the_device(family: ZImage, folder: Path) -> None:
 
 
 def test_in_half_the_bits(family: ZImage, folder: Path) -> None:
-    """bfloat16 keeps 8 bits of a number: after six steps the picture is the same to a few hundredths of its deviation."""
-    half = ZImage.load(Folder(folder / "base"), Place(PLACE.device, torch.bfloat16))
-    got, expected = (ours(one, [steer(one, folder / "net-0")], true_scale=GUIDANCE) for one in (half, family))
-    assert got.dtype == torch.float32
-    assert (got - expected).std() < 0.05 * expected.std()
+    check_fewer_bits(family, ZImage.load(Folder(folder / "base"), Place(PLACE.device, torch.bfloat16)), folder, bound=0.05, net="0")
 
 
 def test_what_does_not_fit_is_refused(family: ZImage, folder: Path, tmp_path: Path) -> None:

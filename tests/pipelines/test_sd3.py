@@ -6,17 +6,22 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from core.errors import BadModel, BadRequest, Mismatch
-from pipelines.canvas import begin
 from pipelines.checkpoint import Folder
-from pipelines.denoise import denoise, seeded_noise
 from pipelines.families.sd3 import StableDiffusion3
-from pipelines.family import Hint, Text
-from pipelines.steering import Steering
 from tests.pipelines import sd3_parity
-from tests.pipelines.sd3_parity import PLACE, PROMPT, SEED, SIZE, drawn, drawn_map, picture, plan_of, steered
+from tests.pipelines.flow_parity import (
+    check_batch,
+    check_embedded_once,
+    check_fewer_bits,
+    check_misfit,
+    drawn,
+    host_reads,
+    plan_of,
+    steered,
+)
+from tests.pipelines.scenes import PLACE, PROMPT
 
 
 @pytest.fixture(scope="module")
@@ -30,38 +35,11 @@ def families(models: Path) -> dict[str, StableDiffusion3]:
 
 
 def test_each_picture_of_a_batch_is_the_one_drawn_alone(models: Path, families: dict[str, StableDiffusion3]) -> None:
-    plan = plan_of(families["3"], *steered(families["3"], models, ["plain"], mode="control"))
-    noise = seeded_noise([SEED + 1], families["3"].latent_shape(**SIZE), PLACE.device)
-    alone = denoise(families["3"], plan, noise, lambda i, denoised: None)
-    torch.testing.assert_close(drawn(families["3"], plan, count=2)[1:], alone, rtol=0, atol=1e-5)  # another batch size adds up otherwise
+    check_batch(families["3"], steered(families["3"], models, ["plain"], mode="control"))
 
 
 def test_a_map_is_encoded_and_embedded_once(models: Path, families: dict[str, StableDiffusion3]) -> None:
-    """Once a picture, the same whatever the global generator holds, and the net is asked inside its window alone."""
-    family, calls = families["3"], dict.fromkeys(("encode", "embed", "net"), 0)
-    net = family.load_control(Folder(models / "net-plain"))
-
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[name] += 1
-
-        return hook
-
-    hooks = [
-        family.vae.encoder.register_forward_hook(count("encode")),
-        net.hint_embedding.register_forward_hook(count("embed")),
-        net.net.register_forward_hook(count("net")),
-    ]
-    control = family.prepare(net, Hint(drawn_map(0), "tile"))
-    first = drawn(family, plan_of(family, Steering(control, start=0.3, end=0.8)))
-    assert calls == {"encode": 1, "embed": 1, "net": 2}
-    torch.manual_seed(99)
-    again = Steering(family.prepare(net, Hint(drawn_map(0), "tile")), start=0.3, end=0.8)
-    assert torch.equal(first, drawn(family, plan_of(family, again)))
-    drawn(family, plan_of(family, Steering(control, weight=0.0)))
-    assert calls["net"] == 4
-    for hook in hooks:
-        hook.remove()
+    check_embedded_once(families["3"], families["3"].load_control(Folder(models / "net-plain")), families["3"].vae.encoder)
 
 
 def test_prompts_longer_than_a_window(families: dict[str, StableDiffusion3]) -> None:
@@ -113,46 +91,13 @@ def test_sizes_the_transformer_cannot_draw(families: dict[str, StableDiffusion3]
 def test_controlnets_that_do_not_fit(
     kind: type[Exception], config: dict[str, Any], message: str, models: Path, tmp_path: Path, families: dict[str, StableDiffusion3]
 ) -> None:
-    import json
-
-    own = {} if "_class_name" in config else json.loads((models / "net-plain" / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(own | config))
-    with pytest.raises(kind, match=message):
-        families["3"].check_control(Folder(tmp_path))
+    check_misfit(families["3"], models / "net-plain", tmp_path, config, (kind, message))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_fewer_bits(dtype: torch.dtype, models: Path, families: dict[str, StableDiffusion3]) -> None:
-    """All parts take what the others give, whatever they compute in; bfloat16 differs by about 1 % of the deviation here."""
-    family = StableDiffusion3.load(Folder(models / "base-3"), replace(PLACE, dtype=dtype))
-    canvas = begin(family, picture(), strength=0.7)
-    got = drawn(family, plan_of(family, *steered(family, models, ["plain"], weight=0.5), strength=0.7, canvas=canvas))
-    expected = drawn(
-        families["3"], plan_of(families["3"], *steered(families["3"], models, ["plain"], weight=0.5), strength=0.7, canvas=canvas)
-    )
-    assert got.dtype == torch.float32
-    assert (got - expected).std() < 0.03 * expected.std()
-    assert family.decode(got).isfinite().all()
-
-
-class HostReads(TorchDispatchMode):
-    """Counts how often a number is fetched from a tensor, which on a device waits for it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))
+    check_fewer_bits(families["3"], StableDiffusion3.load(Folder(models / "base-3"), replace(PLACE, dtype=dtype)), models, bound=0.03)
 
 
 def test_no_step_waits_for_the_device(models: Path, families: dict[str, StableDiffusion3]) -> None:
-    """A network's output and a ControlNet's residuals are asked for without reading a number back."""
-    family = families["3"]
-    control, text = steered(family, models, ["plain"])[0].control, plan_of(family).positive
-    x, t = torch.randn(1, *family.latent_shape(**SIZE)), torch.tensor(500.0)
-    assert isinstance(text, Text)
-    with torch.inference_mode(), HostReads() as reads:
-        family.predict(x, t, text, control.residuals(x, t, text))
-    assert reads.count == 0
+    assert host_reads(families["3"], steered(families["3"], models, ["plain"])[0].control) == 0

@@ -98,7 +98,7 @@ def theirs(base: Path, kind: str, *, sampler: str = "euler", count: int = 1, par
     """Final latents of a pipeline of diffusers, whose autoencoder gives means where it would draw from the generator of the noise."""
     import diffusers
 
-    from tests.pipelines.flow_parity import means_for_samples
+    from tests.pipelines.their_pipelines import means_for_samples
 
     checker = {} if "XL" in kind else {"safety_checker": None, "requires_safety_checker": False}
     pipe = getattr(diffusers, kind).from_pretrained(base, local_files_only=True, **checker, **(parts or {}))
