@@ -86,6 +86,18 @@ class ObjectiveConfig(Frozen):
 class MonitorConfig(Frozen):
     """What is measured while a ControlNet is trained, and how often."""
 
+class RewardConfig(Frozen):
+    """The cycle-consistency reward of ControlNet++, for canny, depth and pose."""
+
+    weight: float = Field(0.0, ge=0.0, le=100.0, description="factor on how little x̂_0 agrees with its condition; 0: no reward")
+    until: float = Field(0.2, gt=0.0, le=1.0, description="share of the times, from the picture on, at which x̂_0 is looked at")
+    estimator: str = Field(
+        "",
+        max_length=300,
+        description="hub id or folder of the depth or pose network that looks; empty: the embedded one, made for toyland",
+    )
+
+
     every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
     samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
     fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
@@ -117,6 +129,7 @@ class ControlNetConfig(Frozen):
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
     condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
     prior_share: float = Field(
+    reward: RewardConfig = Field(default_factory=RewardConfig)
         0.0,
         ge=0.0,
         le=1.0,

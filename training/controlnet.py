@@ -19,6 +19,7 @@ from training.data import Loader, Pair
 from training.export import write_folder
 from training.objectives import Noised, Objective, sample_moments
 from training.randomness import Draws
+from training.reward import Reward
 from training.steering import HINT_CHANNELS as HINT_CHANNELS
 from training.steering import Steering, check_silent
 from training.texts import Texts
@@ -62,6 +63,7 @@ class ControlNetTask:
     caption_dropout: float = 0.5
     condition_dropout: float = 0.0
     prior_share: float = 0.0
+    reward: Reward | None = None
     write: Export | None = None
     held_out: list[int] = field(default_factory=list)
     holds_out: bool = False
@@ -87,10 +89,15 @@ class ControlNetTask:
     def rows(self, positions: list[int]) -> dict[str, Tensor]:
         """Of the pairs at these positions: moments (B, 2·C, h, w), the text's tensors, and condition (B, …) as rendering feeds it.
 
-        Where pairs have masks also mask (B, 1, h, w): the share of each latent cell that counts.
+        Where pairs have masks also mask (B, 1, h, w): the share of each latent cell that counts. Where there is a reward and the condition
+        is latents also map (B, 3, H, W): its pixels in [0, 1].
         """
         found = {"moments": self.moments[positions], "condition": self._conditions(positions), **self.texts.batch(positions)}
-        return found | ({"mask": self._masks(positions)} if self.loader.config.mask else {})
+        if self.loader.config.mask:
+            found["mask"] = self._masks(positions)
+        if self.reward is not None and self.steering.reads_latents:
+            found["map"] = torch.stack([condition_to_tensor(self.loader.condition(self.pairs[position])) for position in positions])
+        return found
 
     def buckets(self) -> list[int]:
         """See `training.task.WithBuckets`."""
@@ -107,7 +114,12 @@ class ControlNetTask:
         condition_BCHW, noised = self._prior(self._dropped(batch["condition"], draws), noised, text, draws)
         residuals = self.steering.residuals(self.net, noised.x_BCHW, noised.t_B, text, condition_BCHW)
         out_BCHW = self.base.predict(noised.x_BCHW, noised.t_B, text, residuals)
-        return self.objective.loss(noised, out_BCHW, batch.get("mask")), {}
+        loss = self.objective.loss(noised, out_BCHW, batch.get("mask"))
+        if self.reward is None:
+            return loss, {}
+        kept_B = (condition_BCHW == batch["condition"]).flatten(1).all(1)
+        missed = self.reward(self.objective, noised, out_BCHW, batch.get("map", batch["condition"]), kept_B)
+        return loss + self.reward.config.weight * missed, {"reward": missed.detach()}
 
     def finished(self, weights: dict[str, dict[str, Tensor]]) -> Any:
         """The network with these weights, apart from the one that is trained."""

@@ -29,6 +29,7 @@ from training.export import has_single_file, write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
 from training.optimiser import check_optimiser
+from training.reward import check_evaluator, make_reward
 from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
@@ -113,6 +114,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
+    check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
     encoders = [part for part in base.checkpoint.classes if part.startswith(("text_encoder", "tokenizer")) and base.checkpoint.has(part)]
     parts = {part: encode.files_of(base, part) for part in (*encoders, "vae")}
     text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
@@ -136,8 +138,9 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
         texts=texts,
-        scaling_factor=float(vae.config.scaling_factor),
-        shift_factor=float(vae.config.get("shift_factor") or 0.0),
+    scaling, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
+        scaling_factor=scaling,
+        shift_factor=shift,
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
@@ -152,6 +155,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
 def place_of(config: ControlNetConfig, state: PartialState) -> Place:
     """Where the base is, and in what precision.
 
+        reward=make_reward(config.reward, loader, vae, (scaling, shift)),
     Raises:
         BadRequest: the base is to be bf16 and the forward pass is not.
     """
