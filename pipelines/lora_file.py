@@ -99,8 +99,8 @@ def read_lora(path: Path) -> LoraFile:
         raise BadModel(f"LoRA {str(path)!r} cannot be read: {error}; download it again") from None
     if any(_READS_MAPS.search(key) and tensor.ndim == 2 and tensor.shape[1] > FLUX_CHANNELS for key, tensor in tensors.items()):
         raise BadModel(
-            f"LoRA {path.name!r} is a Control LoRA, which makes FLUX.1 read maps through channels that it adds: use the whole model instead "
-            "(FLUX.1-Canny-dev, FLUX.1-Depth-dev), or a ControlNet"
+            f"LoRA {path.name!r} is a Control LoRA, which has FLUX.1 read maps through channels that it adds: use the whole model "
+            "instead (FLUX.1-Canny-dev, FLUX.1-Depth-dev), or a ControlNet"
         )
     layers: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
