@@ -40,6 +40,9 @@ class TrainConfig(Frozen):
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")
     precision: Precision = Field("fp32", description="of the forward pass; weights and optimiser stay fp32, fp16 scales the loss")
+    sharding: Literal["none", "fsdp"] = Field(
+        "none", description="none: every process has all that is trained; fsdp: weights, gradients and optimiser state are split over them"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes the accelerator where there is one")
     workers: int = Field(0, ge=0, le=256, description="processes that load samples; 0 loads in the training process")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")
@@ -142,5 +145,6 @@ class ControlNetConfig(Frozen):
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
     weights: Precision = Field("fp32", description="precision of what is written in the end")
     single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")
+    push: str = Field("", description="owner/name on the Hugging Face hub that the finished folder goes to; empty: nowhere")
     monitor: MonitorConfig = Field(default_factory=MonitorConfig)
     train: TrainConfig

@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,18 +69,22 @@ class Monitor:
 
     def __call__(self, run: Run) -> None:
         """Measures and notes; says when it has converged, and keeps the weights of that moment and the best."""
+        config, task = self.config, self.task
+        last = run.step == run.config.steps
+        drawn = bool(config.fidelity_every) and (run.step % config.fidelity_every == 0 or last)
+        due = bool(config.every and task.held_out) and (run.step % config.every == 0 or drawn or last)
+        if due and run.config.sharding == "fsdp":
+            whole = run.weights()  # gathered from all processes; one of them goes on with a network of its own
+            task = replace(task, net=task.finished(whole).to(task.base.place.device)) if run.main else task
         if not run.main:
             return
         if run.fresh:
             self.board.add(run.step, run.metrics)
-        config = self.config
-        last = run.step == run.config.steps
-        drawn = bool(config.fidelity_every) and (run.step % config.fidelity_every == 0 or last)
-        if not config.every or not self.task.held_out or not (run.step % config.every == 0 or drawn or last):
+        if not due:
             return
         began = time.monotonic()
         self.history = [row for row in self.history if row.step < run.step]  # a run that was cut measures some steps again
-        found = measure(self.task, run.step)
+        found = measure(task, run.step)
         if drawn:
             found.fidelity, found.interval = self.gallery.draw(run)
         self._note(run, found)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from core.errors import BadRequest, Mismatch
 from training.config import TrainConfig
+from training.sharding import mine, split_as, whole
 
 # What each remembers of a parameter; others bring their own.
 PARTS = {"adamw": {"exp_avg", "exp_avg_sq", "step"}, "lion": {"exp_avg"}, "adafactor": {"step", "row_var", "col_var", "variance"}}
@@ -70,7 +71,7 @@ class Optimiser:
         """What the optimiser remembers, as `<parameter>/<part>` tensors; of groups as `<first parameter>//<part>`."""
         states, out = self.inner.state, dict[str, Tensor]()
         for name, parameter in self.parameters.items():
-            out |= {f"{name}/{part}": torch.as_tensor(value) for part, value in states.get(parameter, {}).items() if _kept(value)}
+            out |= {f"{name}/{part}": whole(torch.as_tensor(value)) for part, value in states.get(parameter, {}).items() if _kept(value)}
         for name, group in self._grouped():
             out |= {f"{name}//{part}": torch.tensor(group[part], dtype=torch.float64) for part in GROUP_STATE if part in group}
         return out
@@ -92,7 +93,9 @@ class Optimiser:
         for name, state in found.items():
             parameter = self.parameters[name]
             # torch keeps the step count of fused AdamW beside the parameter, and moments in its dtype
-            self.inner.state[parameter] = {part: value.to(parameter.device, copy=True) for part, value in state.items()}
+            self.inner.state[parameter] = {
+                part: split_as(value.to(parameter.device, copy=True), parameter) for part, value in state.items()
+            }
         for name, group in self._grouped():
             group.update({part: tensors[f"{name}//{part}"].item() for part in GROUP_STATE if f"{name}//{part}" in tensors})
 
@@ -175,19 +178,23 @@ class Average:
         """
         if self.tensors:
             decay = min(self.decay, (2 + step) / (11 + step))
-            torch._foreach_lerp_(list(self.tensors.values()), [self.live[name].detach() for name in self.tensors], 1 - decay)
+            averages, live = ([mine(tensor) for tensor in tensors] for tensors in (self.tensors.values(), map(self._live, self.tensors)))
+            torch._foreach_lerp_(averages, live, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts a saved average back; one that was not saved starts at the live weights."""
         for name, tensor in self.tensors.items():
-            tensor.copy_(tensors[name] if name in tensors else self.live[name].detach())
+            tensor.copy_(split_as(tensors[name], tensor) if name in tensors else self._live(name))
+
+    def _live(self, name: str) -> Tensor:
+        return self.live[name].detach()
 
     def state_dicts(self, modules: Mapping[str, nn.Module]) -> dict[str, dict[str, Tensor]]:
-        """Full state dicts per module on the CPU, averaged where there is an average."""
+        """Full state dicts per module on the CPU, averaged where there is an average; every process has to ask for shards."""
         names = {id(parameter): name for name, parameter in self.live.items()}  # tied weights have one average and several names
         out: dict[str, dict[str, Tensor]] = {}
         for module_name, module in modules.items():
             tied = {name: names.get(id(p), "") for name, p in module.named_parameters(remove_duplicate=False)}
             state = module.state_dict()
-            out[module_name] = {name: self.tensors.get(tied.get(name, ""), tensor).detach().cpu() for name, tensor in state.items()}
+            out[module_name] = {name: whole(self.tensors.get(tied.get(name, ""), tensor)).detach().cpu() for name, tensor in state.items()}
         return out

@@ -29,6 +29,7 @@ from training.export import has_single_file, write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
 from training.optimiser import check_optimiser
+from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
 from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
@@ -38,11 +39,16 @@ HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is lear
 
 
 def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:
-    """A YAML file with `key=value` overrides, dots leading inwards: `train.steps=500`.
+    """A YAML file, or the name of one in `examples`, with `key=value` overrides, dots leading inwards: `train.steps=500`.
 
     Raises:
         BadRequest: one line that names what is wrong.
     """
+    if not path.suffix and not path.is_file():
+        known = {file.stem: file for file in (ROOT / "examples").glob("*.yaml")}
+        if str(path) not in known:
+            raise unknown_name("settings", str(path), known)
+        path = known[str(path)]
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -82,6 +88,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     """
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
+    check_push(config.push)
     state = PartialState(cpu=config.train.device == "cpu")
     engine = Engine(place_of(config, state))
     task = build_task(config, state, engine)
@@ -95,7 +102,10 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
         if on_step:
             on_step(run)
 
-    return train(task, config.train, after)
+    run = train(task, config.train, after)
+    if config.push and run.main:
+        run.say(f"{task.name}: published at {push(config.train.out / 'weights', config.push)}")
+    return run
 
 
 def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | None = None) -> ControlNetTask:

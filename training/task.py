@@ -73,10 +73,15 @@ class Run:
     noted: dict[str, float] = field(default_factory=dict)
     fresh: bool = False
     say: Callable[[str], None] = print
+    _gathered: tuple[int, dict[str, dict[str, Tensor]]] | None = None
 
     def weights(self) -> dict[str, dict[str, Tensor]]:
-        """The averaged weights, a full state dict per module, on the CPU."""
-        return self.average.state_dicts(self.task.modules())
+        """The averaged weights, a full state dict per module, on the CPU. Where they lie in shards, every process has to ask first."""
+        if self._gathered is not None and self._gathered[0] == self.step:
+            return self._gathered[1]
+        found = self.average.state_dicts(self.task.modules())
+        self._gathered = (self.step, found) if self.config.sharding == "fsdp" else None
+        return found
 
 
 OnStep = Callable[[Run], None]

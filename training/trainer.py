@@ -28,6 +28,8 @@ from training.config import HARMLESS, TrainConfig
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
+from training.sharding import check_sharding, shard, split_state, whole_state
+from training.sharding import whole as gathered
 from training.task import OnStep, Run, Task, WithBuckets, WithFrozen
 
 __all__ = ["OnStep", "Run", "Task", "WithFrozen", "train"]
@@ -75,9 +77,11 @@ class _Trainer:
                 module.requires_grad_(False).eval().to(accelerator.device)
         whole = _Whole(task, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision))
         whole.train().to(accelerator.device)
+        check_sharding(config, accelerator.num_processes)
+        sharded = config.sharding == "fsdp"
+        self.model = shard(whole, accelerator.num_processes, accelerator.device) if sharded else accelerator.prepare(whole)
         named = {name.removeprefix("parts."): p for name, p in whole.named_parameters() if p.requires_grad}
         self.parameters = list(named.values())
-        self.model = accelerator.prepare(whole)
         self.optimiser = Optimiser(named, config)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
         self.average = Average(named, config.ema_decay)
@@ -119,8 +123,9 @@ class _Trainer:
                     saved, saved_at = done, time.monotonic()
                 if stopping and done < config.steps:
                     raise Cancelled(f"{self.task.name}: stopped after step {done} of {config.steps}; the same command goes on from there")
+            weights = run.weights() if main or config.sharding == "fsdp" else {}
             if main:
-                checkpoints.publish_again(config.out / "weights", lambda folder: self.task.export(folder, run.weights()))
+                checkpoints.publish_again(config.out / "weights", lambda folder: self.task.export(folder, weights))
             self.accelerator.wait_for_everyone()
         return run
 
@@ -142,14 +147,16 @@ class _Trainer:
             # for modules that draw from torch's own generator, such as nn.Dropout
             torch.manual_seed(key(config.seed, "torch", counters[0]))
             last = micro == config.accumulation - 1
-            with nullcontext() if last else self.accelerator.no_sync(self.model):
+            if config.sharding == "fsdp":
+                self.model.set_requires_gradient_sync(last)
+            with nullcontext() if last or config.sharding == "fsdp" else self.accelerator.no_sync(self.model):
                 loss, metrics = self.model(send_to_device(batch, device, non_blocking=True), Draws(config.seed, counters, device))
                 self.accelerator.backward(self.scaler.scale(loss / config.accumulation))
             for name, value in {"loss": loss, **metrics}.items():
                 value = torch.as_tensor(value, dtype=torch.float32, device=device).detach() / config.accumulation
                 meter[name] = meter[name] + value if name in meter else value
         self.scaler.unscale_(self.optimiser.inner)
-        return nn.utils.clip_grad_norm_(self.parameters, config.clip)
+        return gathered(nn.utils.clip_grad_norm_(self.parameters, config.clip))
 
     def _check(self, norm: Tensor | None, step: int, saved: int) -> None:
         """Stops at a gradient of step `step` that is not finite. Called late, so that an accelerator need not wait for its answer.
@@ -202,10 +209,10 @@ class _Trainer:
         return stopping > 0, saving > 0
 
     def _save(self, step: int, consumed: int) -> None:
+        model = {f"{part}.{name}": tensor for part, module in self.task.modules().items() for name, tensor in whole_state(module).items()}
+        average = {name: gathered(tensor) for name, tensor in self.average.tensors.items()}
+        optimiser = self.optimiser.state()
         if self.accelerator.is_main_process:
-            model = {
-                f"{part}.{name}": tensor for part, module in self.task.modules().items() for name, tensor in module.state_dict().items()
-            }
             state = {
                 "task": self.task.name,
                 "samples": len(self.task),
@@ -214,7 +221,7 @@ class _Trainer:
                 "scaler": self.scaler.state_dict(),
                 "versions": {"torch": torch.__version__, "accelerate": accelerate.__version__},
             }
-            made = checkpoints.Checkpoint(step, model, self.average.tensors, self.optimiser.state(), state)
+            made = checkpoints.Checkpoint(step, model, average, optimiser, state)
             checkpoints.save(self.folder, made, self.config.keep)
         self.accelerator.wait_for_everyone()
 
@@ -251,7 +258,7 @@ class _Trainer:
         for part, module in self.task.modules().items():
             mine = {name.removeprefix(f"{part}."): tensor for name, tensor in found.model.items() if name.startswith(f"{part}.")}
             try:
-                module.load_state_dict(mine)
+                module.load_state_dict(split_state(mine, module))
             except RuntimeError as error:
                 first = str(error).splitlines()[1:2] or [str(error)]
                 raise Mismatch(

@@ -1,17 +1,25 @@
 """Two processes over gloo against one process with the same batch."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file
 
 from core.errors import BadRequest
-from tests.training.conftest import Torchrun
+from tests.training.conftest import ROOT, Torchrun
+from tests.training.test_controlnet import config
 from tests.training.toytask import ToyTask
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
+from training.run import train_controlnet
+from training.sharding import check_sharding
 from training.trainer import train
 
 SETTINGS: dict[str, Any] = {
@@ -19,9 +27,10 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_two_processes_equal_one_with_the_same_batch(tmp_path: Path, torchrun_toy: Torchrun) -> None:
+@pytest.mark.parametrize("sharding", ["none", "fsdp"])
+def test_two_processes_equal_one_with_the_same_batch(tmp_path: Path, torchrun_toy: Torchrun, sharding: str) -> None:
     # without nn.Dropout, which draws per process: all other randomness belongs to the sample
-    said = torchrun_toy(tmp_path / "two", task={"dropout": 0.0}, **SETTINGS)
+    said = torchrun_toy(tmp_path / "two", task={"dropout": 0.0}, sharding=sharding, **SETTINGS)
     train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "one", **SETTINGS))
     assert_close(tmp_path, 30)
     assert said.count("step 10/30") == 1  # only one of them talks
@@ -34,6 +43,47 @@ def test_two_processes_equal_one_with_the_same_batch(tmp_path: Path, torchrun_to
     for name in ("one", "two"):
         train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / name, resume="must", **(SETTINGS | {"steps": 40})))
     assert_close(tmp_path, 40)
+
+
+def test_shards_go_on_where_whole_weights_stopped(tmp_path: Path, torchrun_toy: Torchrun) -> None:
+    settings = SETTINGS | {"optimiser": "lion", "learning_rate": 0.003}
+    for name in ("one", "two"):
+        train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / name, **settings))
+    torchrun_toy(tmp_path / "two", task={"dropout": 0.0}, sharding="fsdp", resume="must", **(settings | {"steps": 40}))
+    train(ToyTask(dropout=0.0), TrainConfig(out=tmp_path / "one", resume="must", **(settings | {"steps": 40})))
+    assert_close(tmp_path, 40)
+
+
+def test_a_controlnet_is_trained_and_measured_in_shards(base: Path, dataset: Path, tmp_path: Path) -> None:
+    given = config(base, dataset, tmp_path / "two", train={"sharding": "fsdp"}, monitor={"every": 2, "samples": 4, "tensorboard": False})
+    file = tmp_path / "train.yaml"
+    file.write_text(yaml.safe_dump(given.model_dump(mode="json")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cli", "train", str(file)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    train_controlnet(given.model_copy(update={"train": given.train.model_copy(update={"out": tmp_path / "one", "sharding": "none"})}))
+    one, two = (load_file(tmp_path / name / "weights" / "diffusion_pytorch_model.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        # AdamW divides by a gradient's size, so that its rounding is not small where the gradient is: a few steps of the rate, 1e-3
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=2e-3)
+        assert (two[name] - tensor).abs().mean() < 2e-5
+    rows = [json.loads(line) for line in (tmp_path / "two" / "monitor.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2, 4]
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({}, "there is one: start several with torchrun"),
+        ({"optimiser": "adafactor"}, "take one of adamw, lion"),
+        ({"precision": "fp16"}, "take bf16, which needs no scaled loss"),
+    ],
+)
+def test_shards_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=message):
+        check_sharding(TrainConfig(out=tmp_path, steps=1, sharding="fsdp", **settings), 2 if settings else 1)
 
 
 def assert_close(folder: Path, step: int) -> None:

@@ -1,0 +1,70 @@
+"""Weights, gradients and optimiser state split over processes (FSDP2), and what is needed to save and load them whole.
+
+Source: Zhao et al., "PyTorch FSDP: experiences on scaling fully sharded data parallel", 2023; torch.distributed.fsdp.fully_shard.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from core.errors import BadRequest
+from training.config import TrainConfig
+
+OPTIMISERS = ("adamw", "lion")  # elementwise, so that a shard's step is the step's shard
+
+
+def check_sharding(config: TrainConfig, processes: int) -> None:
+    """Raises BadRequest if the settings do not go with weights in shards."""
+    if config.sharding == "none":
+        return
+    if processes == 1:
+        raise BadRequest("train.sharding fsdp splits weights over processes and there is one: start several with torchrun, or leave it out")
+    if config.optimiser not in OPTIMISERS:
+        raise BadRequest(f"train.sharding fsdp with train.optimiser {config.optimiser}: take one of {', '.join(OPTIMISERS)}")
+    if config.precision == "fp16":
+        raise BadRequest("train.sharding fsdp with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
+
+
+def shard(model: nn.Module, processes: int, device: torch.device) -> Any:
+    """Splits a model over all processes: each repeated block is gathered for its own turn, the rest for the whole pass."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    mesh = init_device_mesh(device.type, (processes,))
+    for module in list(model.modules()):
+        if isinstance(module, nn.ModuleList):
+            for block in module:
+                if type(block).__name__.endswith("TransformerBlock") and any(True for _ in block.parameters()):
+                    fully_shard(block, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A tensor with all its shards; every process has to ask for it."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def mine(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def split_as(tensor: Tensor, like: Tensor) -> Tensor:
+    """A whole tensor, split as another of its shape is."""
+    if not isinstance(like, DTensor) or tensor.shape != like.shape:
+        return tensor
+    return distribute_tensor(tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+
+
+def whole_state(module: nn.Module) -> dict[str, Tensor]:
+    """A state dict without shards; every process has to ask for it."""
+    return {name: whole(tensor) for name, tensor in module.state_dict().items()}
+
+
+def split_state(tensors: Mapping[str, Tensor], module: nn.Module) -> dict[str, Tensor]:
+    """Whole tensors, split as the module's are."""
+    likes = module.state_dict()
+    return {name: split_as(tensor, likes[name]) if name in likes else tensor for name, tensor in tensors.items()}
