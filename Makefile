@@ -60,7 +60,7 @@ load: $(VENV)/.installed  ## twenty programs ask the running page for five pictu
 security: $(VENV)/.installed  ## what was done to other such pages, tried on this one
 	$(BIN)/python -m tests.web.attacks
 
-screenshots: $(VENV)/.installed $(VENV)/.chromium  ## the web page as it is, light, dark and narrow, in docs/images/web
+screenshots: $(VENV)/.installed $(VENV)/.chromium  ## the web page as it is, light, dark and narrow, in outputs/screenshots; two for the README
 	$(BIN)/python -m tests.web.screenshots
 
 clean:  ## remove what can be rebuilt; outputs/ and runs/ stay

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from core.images import encode_png
 from tests.web.running import EMBEDDED, ROOT, Site, serving
+from web.service import Service
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
@@ -23,6 +24,15 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tinymodels
 
     return tinymodels.build_models(tmp_path_factory.mktemp("web-models"))
+
+
+@pytest.fixture
+def service(models: Path, tmp_path: Path) -> Iterator[Service]:
+    """A service whose thread runs."""
+    service = Service(str(models / "base"), tmp_path / "out")
+    service.start()
+    yield service
+    service.close()
 
 
 @pytest.fixture(scope="session")

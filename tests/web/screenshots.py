@@ -1,16 +1,18 @@
-"""The page as it is, photographed for the README and for whoever changes how it looks: `make screenshots`."""
+"""The page as it is, photographed for whoever changes how it looks, and twice, smaller, for the README: `make screenshots`."""
 
 import sys
 import tempfile
 from pathlib import Path
 
+from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
 from tests.web.running import ROOT, chromium, serving
 
-PROMPT = "a red sphere left of a blue cube on grass at sunset"
+PROMPT = "a red cone left of a blue sphere on snow by day"
 SIZES = {"light": (1280, 1000), "dark": (1280, 1000), "narrow": (400, 900)}
 PATIENCE_MS = 300_000
+README, README_PX = ROOT / "docs" / "images", 960
 
 
 def photograph(page: Page, folder: Path, name: str) -> None:
@@ -18,12 +20,20 @@ def photograph(page: Page, folder: Path, name: str) -> None:
     page.locator("#image-0 input[type=file]").set_input_files(ROOT / "examples" / "shapes.png")
     page.locator("#map-0 img").wait_for()
     page.locator("#prompt textarea").fill(PROMPT)
+    page.locator("#seed input").fill("1")
+    page.locator("#count input").fill("4")
     page.locator("#render").click()
     page.locator("#status").get_by_text("Done in").wait_for()
+    page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(500)
     page.screenshot(path=folder / f"create-{name}.png", full_page=name == "narrow")
-    for tab in () if name == "narrow" else ("Compare", "Batch", "Pose", "Gallery"):
+    for tab in () if name == "narrow" else ("Compare", "Batch", "Pose", "Train", "Gallery"):
         page.get_by_role("tab", name=tab, exact=True).click()
         page.wait_for_timeout(1500)
+        if tab == "Gallery":
+            page.locator("#pictures button img").first.click()
+            page.locator("#details .said").wait_for()
         page.screenshot(path=folder / f"{tab.lower()}-{name}.png")
 
 
@@ -41,7 +51,11 @@ def main(folder: Path) -> None:
             photograph(page, folder, name)
             context.close()
         browser.close()
+    for name in ("light", "dark"):
+        image = Image.open(folder / f"create-{name}.png").convert("RGB")
+        image.thumbnail((README_PX, README_PX), Image.Resampling.LANCZOS)
+        image.save(README / f"page-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "docs" / "images" / "web")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs" / "screenshots")

@@ -2,7 +2,6 @@
 
 import json
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +17,6 @@ from web.batches import Batch, Batches
 from web.service import Service
 
 ROW = {"prompt": "a cone", "width": 64, "height": 64, "steps": 2}
-
-
-@pytest.fixture
-def service(models: Path, tmp_path: Path) -> Iterator[Service]:
-    service = Service(str(models / "base"), tmp_path / "out")
-    service.start()
-    yield service
-    service.close()
 
 
 def dropped(folder: Path, *rows: str) -> list[Path]:

@@ -22,15 +22,6 @@ def request(**values: Any) -> RenderRequest:
 
 
 @pytest.fixture
-def service(models: Path, tmp_path: Path) -> Iterator[Service]:
-    """A service whose thread runs."""
-    service = Service(str(models / "base"), tmp_path / "out")
-    service.start()
-    yield service
-    service.close()
-
-
-@pytest.fixture
 def idle(models: Path, tmp_path: Path) -> Iterator[Service]:
     """A service whose thread has not been started: everything waits."""
     service = Service(str(models / "base"), tmp_path / "out")
