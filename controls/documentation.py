@@ -68,8 +68,8 @@ folder of transformers' or (depth, pose) `.onnx` file, and published ones are th
 is set.
 
 **Speed.** On one core every extractor without a network takes under 25 ms at 512² and 100 ms at 1024², toyland's networks under 60 ms.
-`python benchmarks/controls.py` prints it, and holds ours against controlnet_aux where it has the same without weights, on the same array (at
-512², 0.0.10): canny 1.3 ms against 1.5, line art 6 against 14, shuffle 2 against 4; canny's and line art's pixels are the same.
+`python benchmarks/controls.py` prints it, and holds ours against controlnet_aux where it has the same without weights, on the same array
+(0.0.10, 512²): canny 1.3 ms against 1.5, line art 6 against 14, shuffle 2 against 4; canny's and line art's pixels are the same.
 
 **Other files.** `pose` reads OpenPose's JSON (COCO-18 and BODY_25, hands and faces), `depth` reads `.npy` and 16-bit PNG.
 """
@@ -80,7 +80,7 @@ MEASURED = """## How faithful the embedded model is
 {fidelity}
 ![Fidelity against weight and against the end of the window, with 95% bands; dotted: the ceilings](images/fidelity.png)
 
-The curves are of fewer pictures than the table. A control decides in the first steps: most of it is there when its window ends early.
+The curves are of fewer pictures than the table. Most of a control's effect comes in the first half of the steps, and with half its weight.
 
 `--best-of 4` on held-out prompts, the best by the same measure; the gain is paired by prompt:
 
