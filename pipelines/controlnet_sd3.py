@@ -32,7 +32,7 @@ class LoadedControlNet:
         self.hint_embedding: nn.Module = net.pos_embed_input
         net.pos_embed_input = nn.Identity()
         if not net.config.use_pos_embed:  # 3.5 large's ControlNets read the picture as their base does
-            net.pos_embed = transformer.pos_embed
+            net.pos_embed = transformer.pos_embed.to(place.device)
 
     @property
     def inpaints(self) -> bool:

@@ -153,6 +153,7 @@ class Family(ABC):
     end_on_first: bool = False
     cell_px: int = 8
     offloads: bool = False
+    lent: bool = False
     rounding: tuple[str, ...] = ()
 
     def __init__(self, checkpoint: Checkpoint, place: Place) -> None:
@@ -174,6 +175,16 @@ class Family(ABC):
     def lends_nothing(cls, control: Checkpoint) -> bool:
         """Whether a loaded ControlNet holds no part of its base, so that it serves every base of the family."""
         return False
+
+    def lend(self, kind: Any, part: str = "transformer") -> Any:
+        """The denoising network, of class `kind`, for a ControlNet to take parts of, which it calls whenever it likes.
+
+        Where networks do not stay on the device, it is another of the same weights, on the CPU.
+        """
+        self.lent = True
+        if not self.offloads:
+            return getattr(self, part)
+        return self.checkpoint.network(kind, part, replace(self.place, device=torch.device("cpu")))
 
     @property
     def side_px(self) -> int:

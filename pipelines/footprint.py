@@ -23,8 +23,9 @@ from torch import nn
 from core.request import RenderRequest
 from pipelines.family import Family
 from pipelines.layouts.gguf import is_gguf
+from pipelines.lora_names import DENOISERS
 from pipelines.memory import TILED_FROM_PX
-from pipelines.residency import DENOISERS, Memory, Offload
+from pipelines.residency import Memory, Offload
 
 FORWARD, DECODE = 20, 8
 # Of a rounded weight, with its share of the scales.

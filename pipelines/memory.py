@@ -14,6 +14,7 @@ from torch import Tensor
 from core.errors import BadModel, OutOfMemory
 from pipelines.family import Family
 from pipelines.images import tensor_to_pictures
+from pipelines.lora_names import DENOISERS
 
 T = TypeVar("T")
 
@@ -147,7 +148,8 @@ def offloaded(family: Family) -> Iterator[None]:
     from accelerate.hooks import remove_hook_from_module
 
     hook: Any = None
-    networks = list(family.networks().values())
+    # What a ControlNet has taken parts of stays, for it calls them at any time.
+    networks = [network for name, network in family.networks().items() if not (family.lent and name in DENOISERS)]
     try:
         for network in networks:
             _, hook = cpu_offload_with_hook(network, family.place.device, prev_module_hook=hook)

@@ -15,6 +15,7 @@ from core.errors import BadRequest, unknown_name
 from pipelines.checkpoint import Checkpoint, Wrapped
 from pipelines.family import Family
 from pipelines.loading import quiet
+from pipelines.lora_names import DENOISERS
 from pipelines.place import Place
 from pipelines.quantise import QUANTISED, check_quantise, need_package, quantise
 
@@ -38,7 +39,6 @@ ATTENTION: Mapping[str, tuple[str, str | None]] = {
     "sage": ("sage", "sageattention"),
     "xformers": ("xformers", "xformers"),
 }
-DENOISERS = ("unet", "transformer")
 
 
 @dataclass(frozen=True)
@@ -153,16 +153,35 @@ def set_attention(network: Any, backend: str) -> None:
     """
     from diffusers.models import attention_dispatch
 
+    if not any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in network.modules()):
+        _set_older_attention(network, backend)
+        return
     registry: Any = attention_dispatch._AttentionBackendRegistry
     before = registry.get_active_backend()[0]
     try:
         with quiet():
             network.set_attention_backend(backend)
     except (RuntimeError, ImportError, ValueError) as error:
-        reason = " ".join(str(error).split())[:160]
-        raise BadRequest(f"attention backend {backend!r} cannot be used here ({reason}): use sdpa") from error
+        raise _unusable(backend, error) from error
     finally:
         registry.set_active_backend(before)  # which the call above changes for the whole process
+
+
+def _set_older_attention(network: Any, backend: str) -> None:
+    """Of networks from before the dispatcher (UNets, SD3, Sana): SDPA is what they have, xformers what they can be given."""
+    if backend == "native":
+        return
+    if backend != "xformers":
+        raise BadRequest(f"attention backend {backend!r} is not for {type(network).__name__}: use sdpa or xformers")
+    try:
+        network.enable_xformers_memory_efficient_attention()
+    except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:
+        raise _unusable(backend, error) from error
+
+
+def _unusable(backend: str, error: Exception) -> BadRequest:
+    reason = " ".join(str(error).split())[:160]
+    return BadRequest(f"attention backend {backend!r} cannot be used here ({reason}): use sdpa")
 
 
 def _take_turns(networks: list[nn.Module], place: Place) -> None:

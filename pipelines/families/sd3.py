@@ -165,14 +165,15 @@ class StableDiffusion3(FlowFamily):
         Raises:
             BadModel, Mismatch: as `check_control`, and damaged or missing weights.
         """
-        from diffusers import SD3ControlNetModel
+        from diffusers import SD3ControlNetModel, SD3Transformer2DModel
 
         from pipelines.variants import kind_named, load_variant
 
         self.check_control(checkpoint)
         kind = kind_named(checkpoint.classes.get(""), SD3ControlNetModel)
         net = load_variant(kind, checkpoint, self.checkpoint, self.place)
-        return LoadedControlNet(net, self.transformer, self.vae, self.place)
+        lender = self.transformer if net.config.use_pos_embed else self.lend(SD3Transformer2DModel)
+        return LoadedControlNet(net, lender, self.vae, self.place)
 
     @torch.inference_mode()
     def prepare(self, net: LoadedControlNet, hint: Hint) -> SteeredControlNet:

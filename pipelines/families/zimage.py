@@ -105,12 +105,12 @@ class ZImage(FlowFamily):
         Raises:
             BadModel, Mismatch: as `check_control`, and damaged or missing weights.
         """
-        from diffusers import ZImageControlNetModel
+        from diffusers import ZImageControlNetModel, ZImageTransformer2DModel
 
         self.check_control(checkpoint)
         net = checkpoint.network(ZImageControlNetModel, "", self.place)
         net.gradient_checkpointing = False  # asked for by its forward, never set
-        return ZImageControlNetModel.from_transformer(net, self.transformer)
+        return ZImageControlNetModel.from_transformer(net, self.lend(ZImageTransformer2DModel)).to(self.place.device)
 
     @torch.inference_mode()
     def prepare(self, net: Any, hint: Hint) -> "SteeredZImage":

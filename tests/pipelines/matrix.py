@@ -3,9 +3,7 @@
 `python -m tests.pipelines.matrix` writes the table; `test_matrix.py` exercises every cell.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +12,14 @@ import pytest
 
 from core.errors import Cancelled, LimnError, Mismatch
 from core.images import decode
-from core.request import ControlUnit, Hires, RenderRequest
+from core.request import Hires, Inversion
 from pipelines.family import Family, Hint
-from pipelines.steering import Steering
-from renderer import Picture, Renderer, Step
+from renderer import Step
+from tests.pipelines.bench import SIDE, STEPS, Bench, far, near, pixels
+from tests.pipelines.matrix_memory import MEMORY
 from tests.tinymodels import control_map
 
 ROOT = Path(__file__).parents[2]
-STEPS, SIDE = 3, 64
 FAMILIES = {
     "sd": "SD 1.x/2.x",
     "sdxl": "SDXL",
@@ -33,67 +31,6 @@ FAMILIES = {
 }
 # What a family refuses, in one sentence, instead of doing nothing.
 REFUSED = {("perturbed attention", name) for name in ("flux", "qwenimage", "zimage")}
-
-
-@dataclass(frozen=True)
-class Bench:
-    """One family's tiny model with two ControlNets beside it, and pictures to control and begin with."""
-
-    name: str
-    renderer: Renderer
-    pictures: Path
-
-    @property
-    def family(self) -> Family:
-        return self.renderer.base(self.renderer.model)
-
-    def request(self, **values: Any) -> RenderRequest:
-        """A small, guided request."""
-        guided = {"true_cfg_scale": 2.5} if self.family.guidance != "classifier_free" else {"guidance_scale": 2.5}
-        plain = {"prompt": "a red sphere", "width": SIDE, "height": SIDE, "steps": STEPS, "sampler": "euler", "seed": 7}
-        return RenderRequest(**(plain | guided | values))
-
-    def unguided(self, **values: Any) -> RenderRequest:
-        return self.request(**({"guidance_scale": 1.0, "true_cfg_scale": 1.0} | values))
-
-    def draw(self, *values: RenderRequest) -> list[Any]:
-        """The requests' first pictures, as whole numbers."""
-        return [pixels(self.renderer.render(value)[0]) for value in values]
-
-    def control(self, kind: str = "canny", **values: Any) -> ControlUnit:
-        return ControlUnit(kind=kind, image=self.pictures / "depth.png", ready=True, **values)
-
-    @contextmanager
-    def counted(self) -> Iterator[dict[str, list[int]]]:
-        """The rows of every call of the base network and of the ControlNets."""
-        calls: dict[str, list[int]] = {"base": [], "control": []}
-        family, predict, residuals = self.family, self.family.predict, Steering.residuals
-
-        def counted_predict(x: Any, *others: Any) -> Any:
-            calls["base"].append(x.shape[0])
-            return predict(x, *others)
-
-        def counted_residuals(steering: Steering, x: Any, *others: Any) -> Any:
-            calls["control"].append(x.shape[0])
-            return residuals(steering, x, *others)
-
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(family, "predict", counted_predict)
-            patch.setattr(Steering, "residuals", counted_residuals)
-            yield calls
-
-
-def pixels(picture: Picture) -> Any:
-    return np.asarray(picture.image).astype(int)
-
-
-def far(one: Any, other: Any) -> bool:
-    return bool(np.abs(one - other).max() > 1)
-
-
-def near(one: Any, other: Any) -> bool:
-    """Equal to rounding: a level of 255 may tip over."""
-    return bool(np.abs(one - other).max() <= 1)
 
 
 def text_to_image(bench: Bench) -> None:
@@ -330,6 +267,27 @@ def hints_once(bench: Bench) -> None:
     assert calls == ["canny", "depth"]
 
 
+def inversion(bench: Bench) -> None:
+    """A picture's own noise brings it back better than other words' noise, and far better than a seed's, which has no part in it.
+
+    Networks without training wind their ways so that little comes back; how much does from a trained one: tests/test_renderer_features.py.
+    """
+    photo = bench.pictures / "photo.png"
+    values: dict[str, Any] = {"init_image": photo, "strength": 1.0, "prompt": "a red sphere", "steps": 12}
+    back, elsewhere = (Inversion(prompt=words, iterations=10) for words in ("a red sphere", "a person on snow at night"))
+    kept, again, other_seed, otherwise, from_seed = bench.draw(
+        bench.unguided(init_image=photo, strength=0.0),
+        bench.unguided(**values, inversion=back),
+        bench.unguided(**values, inversion=back, seed=40),
+        bench.unguided(**values, inversion=elsewhere),
+        bench.unguided(**values),
+    )
+    distances = [np.abs(one - kept).mean() for one in (again, otherwise, from_seed)]
+    assert distances == sorted(distances)
+    assert distances[0] < 0.8 * distances[2]
+    assert np.array_equal(again, other_seed)
+
+
 FEATURES: dict[str, Callable[[Bench], None]] = {
     "text to image": text_to_image,
     "image to image": image_to_image,
@@ -355,6 +313,8 @@ FEATURES: dict[str, Callable[[Bench], None]] = {
     "cancelled before the next network": cancellation,
     "texts encoded once": texts_once,
     "control maps prepared once": hints_once,
+    "from a picture's own noise (inversion)": inversion,
+    **MEMORY,
 }
 
 
@@ -383,7 +343,8 @@ def document() -> str:
 
 Each feature is written once, in the loop, and so holds for every family. Every cell of this table is exercised by
 `tests/pipelines/test_matrix.py` on a small model of the family's real classes with random weights; `refused` means that the request is
-turned down in one sentence. The table is written by `python -m tests.pipelines.matrix`.
+turned down in one sentence. Where a cell needs a package that is not installed, what is exercised is the sentence that names it. The table
+is written by `python -m tests.pipelines.matrix`.
 
 {grid()}
 """

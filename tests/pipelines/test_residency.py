@@ -11,10 +11,11 @@ from core.errors import BadRequest
 from core.request import RenderRequest
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, choose_place, family_of
+from pipelines.memory import offloaded
 from pipelines.place import Place
 from pipelines.residency import Memory, Waiting, set_attention
 from renderer import Renderer
-from tests import tinymodels_flux
+from tests import tinymodels_flux, tinymodels_zimage
 
 pytestmark = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
 REQUEST = RenderRequest(prompt="a red cube", width=64, height=64, steps=2, seed=5, count=2)
@@ -115,3 +116,42 @@ def test_families_know_where_they_compute_while_weights_wait(base: Path) -> None
     assert memory.waits
     assert loaded.place == place
     assert {parameter.device.type for network in loaded.networks().values() for parameter in network.parameters()} == {"cpu"}
+
+
+@pytest.mark.parametrize("offload", ["model", "group", "sequential"])
+def test_controlnets_that_take_parts_of_the_base_have_their_own(tmp_path: Path, offload: Any) -> None:
+    """Z-Image's call the base's embeddings between its own calls, when the base may be anywhere."""
+    folder, net = tinymodels_zimage.build_base(tmp_path / "base"), tinymodels_zimage.build_controlnet(tmp_path / "net")
+    borrowed = {}
+    for name, memory in (("plain", None), ("offloaded", Memory(offload=offload))):
+        engine = Engine(choose_place("cpu"), memory)
+        family: Any = engine.base(folder)
+        control = engine.control(family, net)
+        assert family.lent
+        assert (control.t_embedder is family.transformer.t_embedder) == (name == "plain")
+        assert not any(parameter.is_meta for parameter in control.parameters())
+        borrowed[name] = dict(control.state_dict())
+    assert all(torch.equal(tensor, borrowed["offloaded"][key]) for key, tensor in borrowed["plain"].items())
+
+
+def test_what_lends_stays_when_memory_runs_out(tmp_path: Path) -> None:
+    folder, net = tinymodels_zimage.build_base(tmp_path / "base"), tinymodels_zimage.build_controlnet(tmp_path / "net")
+    engine = Engine(choose_place("cpu"))
+    family: Any = engine.base(folder)
+    for loaded, waits in ((None, True), (net, False)):
+        if loaded is not None:
+            engine.control(family, loaded)
+        with offloaded(family):
+            assert hasattr(family.transformer, "_hf_hook") == waits
+            assert hasattr(family.text_encoder, "_hf_hook")
+
+
+def test_attention_of_networks_before_the_dispatcher(base: Path) -> None:
+    """A UNet has SDPA anyway, and nothing else by name but xformers."""
+    assert all(np.array_equal(a, b) for a, b in zip(drawn(base), drawn(base, Memory(attention="sdpa")), strict=True))
+    checkpoint = open_checkpoint(base)
+    family: Any = family_of(checkpoint).load(checkpoint, choose_place("cpu"))
+    with pytest.raises(BadRequest, match="attention backend 'flash' is not for UNet2DConditionModel: use sdpa or xformers"):
+        set_attention(family.unet, "flash")
+    with pytest.raises(BadRequest, match=r"attention backend 'xformers' cannot be used here .*: use sdpa"):
+        set_attention(family.unet, "xformers")
