@@ -148,11 +148,15 @@ def _bars(counts: Sequence[int], labels: Sequence[str], unit: str) -> str:
     for i, count in enumerate(counts):
         tall = count / most * height
         box = f'x="{i * step + 1:.1f}" y="{height - tall:.1f}" width="{step - 2:.1f}" height="{tall:.1f}"'
-        drawn += f'<rect {box} fill="#4a6fa5"><title>{labels[i]}: {count} {unit}</title></rect>'
+        drawn += f'<rect {box} fill="#4a6fa5"><title>{labels[i]}: {_counted(count, unit)}</title></rect>'
     return (
         f'<svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img">{drawn}</svg>'
-        f"<p>from {labels[0]} to {labels[-1]}; the highest bar is {most} {unit}</p>"
+        f"<p>from {labels[0]} to {labels[-1]}; the highest bar is {_counted(most, unit)}</p>"
     )
+
+
+def _counted(count: int, unit: str) -> str:
+    return f"{count} {unit.replace('pictures', 'picture', 1) if count == 1 else unit}"
 
 
 def _failures(failed: Sequence[dict[str, Any]]) -> str:

@@ -34,6 +34,7 @@ from tests.batch.fake import NothingToKnow, OpenFake
 
 EARLY = 0.1  # share of kills that come before the first job
 FAKE_S = 0.002
+KEPT = 64  # jobs that are left for the last kill: workers finish whole bundles while it is aimed
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,8 @@ def main() -> None:
         began, runs = time.perf_counter(), 0
         while len(victims) < args.kills and len(done(killed)) < case.jobs:
             runs += 1
-            share = (case.jobs - len(done(killed))) / (args.kills - len(victims))
+            spare = max(0, case.jobs - len(done(killed)) - min(KEPT, case.jobs // 10))
+            share = spare / (args.kills - len(victims))
             victim = kill_one(killed, case, share, chance)
             if victim:
                 victims.append(victim)

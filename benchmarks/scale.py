@@ -121,6 +121,8 @@ def main() -> None:
         rates = [simulate(devices, one, spent, max(args.jobs, 40 * devices)) for one in PICTURE_S]
         shown = [f"{rate:.1f}/s ({rate * one / devices:.0%})" for rate, one in zip(rates, PICTURE_S, strict=True)]
         print(f"{devices:>8}" + "".join(f"{text:>20}" for text in shown))
+    fed = ", ".join(f"{one / spent:,.0f} devices of {one:g} s" for one in PICTURE_S)
+    print(f"what binds first is the driver, at {1 / spent:,.0f} pictures a second: it feeds {fed} a picture")
 
 
 if __name__ == "__main__":
