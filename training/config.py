@@ -86,9 +86,6 @@ class ObjectiveConfig(Frozen):
     unmasked: float = Field(0.0, ge=0.0, le=1.0, description="what counts outside the masks of data.mask, where 1 counts inside")
 
 
-class MonitorConfig(Frozen):
-    """What is measured while a ControlNet is trained, and how often."""
-
 class RewardConfig(Frozen):
     """The cycle-consistency reward of ControlNet++, for canny, depth and pose."""
 
@@ -100,6 +97,9 @@ class RewardConfig(Frozen):
         description="hub id or folder of the depth or pose network that looks; empty: the embedded one, made for toyland",
     )
 
+
+class MonitorConfig(Frozen):
+    """What is measured while a ControlNet is trained, and how often."""
 
     every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
     samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
@@ -129,10 +129,10 @@ class ControlNetConfig(Frozen):
     rank: int = Field(64, ge=1, le=1024, description="of the differences of variant lora")
     data: DataConfig
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig)
+    reward: RewardConfig = Field(default_factory=RewardConfig)
     caption_dropout: float = Field(0.5, ge=0.0, le=1.0, description="share of captions replaced by the empty one, drawn at each step")
     condition_dropout: float = Field(0.0, ge=0.0, le=1.0, description="share of conditions replaced by black ones, drawn at each step")
     prior_share: float = Field(
-    reward: RewardConfig = Field(default_factory=RewardConfig)
         0.0,
         ge=0.0,
         le=1.0,
