@@ -10,7 +10,7 @@ import yaml
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from core.errors import BadRequest, Mismatch, unknown_name
+from core.errors import BadModel, BadRequest, Mismatch, unknown_name
 from core.files import publish
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
@@ -110,10 +110,12 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
 
 def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | None = None) -> ControlNetTask:
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
+    _check_base(resolve(config.base))
     pairs = read_pairs(config.data)
     folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
     loader = Loader(config.data, encode.sizes_of(config.data, pairs, folder / "contents.json"))
     loader.check(pairs)
+    check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
     base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
     vae: Any = base.networks()["vae"].float()
     control = steering(base, config.hint_channels, config.blocks, variant=config.variant, rank=config.rank, channels=loader.channels)
@@ -124,7 +126,6 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
-    check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
     encoders = [part for part in base.checkpoint.classes if part.startswith(("text_encoder", "tokenizer")) and base.checkpoint.has(part)]
     parts = {part: encode.files_of(base, part) for part in (*encoders, "vae")}
     text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
@@ -138,6 +139,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"]})
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
+    scaling, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
     name = f"controlnet-{config.data.title}"
     return ControlNetTask(
         net=net,
@@ -148,13 +150,13 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
         texts=texts,
-    scaling, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
         scaling_factor=scaling,
         shift_factor=shift,
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
+        reward=make_reward(config.reward, loader, vae, (scaling, shift)),
         write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
@@ -162,10 +164,21 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     )
 
 
+def _check_base(path: Path) -> None:
+    """
+    Raises:
+        BadModel: it is a ControlNet.
+    """
+    kind = open_checkpoint(path).classes.get("")
+    if kind is not None and "ControlNet" in kind and not kind.endswith("Pipeline"):
+        raise BadModel(
+            f"base {str(path)!r} is itself a ControlNet ({kind}): give the model that it was made for; to train it further, name it as init"
+        )
+
+
 def place_of(config: ControlNetConfig, state: PartialState) -> Place:
     """Where the base is, and in what precision.
 
-        reward=make_reward(config.reward, loader, vae, (scaling, shift)),
     Raises:
         BadRequest: the base is to be bf16 and the forward pass is not.
     """
