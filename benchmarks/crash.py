@@ -27,7 +27,7 @@ from batch.doctor import Doctor
 from batch.job import make_jobs
 from batch.manifest import Row
 from batch.runner import Settings, run_batch
-from batch.store import Folder, open_store, pictures
+from batch.store import JOURNAL, Folder, open_store, pictures
 from batch.work import Open, OpenRenderer
 from core.request import RenderRequest
 from tests.batch.fake import NothingToKnow, OpenFake
@@ -76,13 +76,19 @@ def finish(out: Path, case: Case) -> float:
     return time.perf_counter() - began
 
 
-def kill_one(out: Path, case: Case, share: float, chance: random.Random) -> str:
-    """Starts a run and kills it, or one of its workers, after about `share` pictures; who was killed, "" where it had ended before."""
+def kill_one(out: Path, case: Case, share: float, chance: random.Random, *, pace_s: float) -> str:
+    """Starts a run and kills it, or one of its workers, after about `share` pictures; who was killed, "" where it had ended before.
+
+    pace_s: seconds a picture.
+    """
     process = start(out, case)
     if chance.random() < EARLY:
         time.sleep(chance.uniform(0.0, 0.5))
-    else:
+    elif case.engine == "fake":
         watch(process, out, chance.uniform(0.0, 1.8 * share))
+    else:  # a bundle's pictures appear all at once: wherever it is within one
+        watch_start(process, out)
+        time.sleep(chance.uniform(0.0, 1.8 * share) * pace_s)
     time.sleep(chance.uniform(0.0, 0.01))  # wherever it is within a picture
     workers = [] if case.crew == "alone" else descendants(process.pid)
     whom = "worker" if workers and chance.random() < 0.5 else "driver"
@@ -105,6 +111,18 @@ def watch(process: subprocess.Popen[str], out: Path, more: float) -> None:
     target = len(done(out)) + more
     while process.poll() is None and len(done(out)) < target:
         time.sleep(0.002)
+
+
+def watch_start(process: subprocess.Popen[str], out: Path) -> None:
+    """Waits until another job is begun, or the run has ended."""
+    journal = out / JOURNAL
+
+    def begun() -> int:
+        return journal.read_bytes().count(b'"event": "started"') if journal.exists() else 0
+
+    before = begun()
+    while process.poll() is None and begun() == before:
+        time.sleep(0.01)
 
 
 def descendants(pid: int) -> list[int]:
@@ -170,7 +188,7 @@ def main() -> None:
             runs += 1
             spare = max(0, case.jobs - len(done(killed)) - min(KEPT, case.jobs // 10))
             share = spare / (args.kills - len(victims))
-            victim = kill_one(killed, case, share, chance)
+            victim = kill_one(killed, case, share, chance, pace_s=seconds / case.jobs)
             if victim:
                 victims.append(victim)
         torn = len(leftovers(killed))
