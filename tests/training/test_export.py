@@ -1,6 +1,5 @@
 """What is written is what was trained: under diffusers' names, under the original ones, and in the picture."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +12,11 @@ from safetensors.torch import load_file, save_file
 from core.errors import BadModel
 from core.request import ControlUnit, RenderRequest
 from pipelines.engine import Engine, open_checkpoint
-from pipelines.family import Place
 from renderer import Renderer
-from tests import tinymodels, tinymodels_flux, tinymodels_sd3, tinymodels_sdxl
-from tests.training.test_families import speaking
+from tests import tinymodels
+from tests.training.test_families import BASES, PLACE, speaking
 from training.export import _compare, write_folder, write_single_file
 from training.steering import steering
-
-BASES: dict[str, Callable[[Path], Path]] = {
-    "sd": tinymodels.build_base,
-    "sdxl": tinymodels_sdxl.build_base,
-    "sd3": tinymodels_sd3.build_base,
-    "flux": tinymodels_flux.build_base,
-}
-PLACE = Place(torch.device("cpu"), torch.float32)
 
 
 @pytest.fixture(scope="module", params=BASES)

@@ -1,6 +1,5 @@
 """What residuals are measured beside: a ControlNet that repeats what the base says at each place is exactly as loud as the base."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +9,10 @@ import torch
 from torch import nn
 
 from pipelines.engine import Engine
-from pipelines.family import Drawing, Place
-from tests import tinymodels, tinymodels_flux, tinymodels_sd3, tinymodels_sdxl
+from pipelines.family import Drawing
+from tests.training.test_families import BASES, PLACE
 from training.features import beside, watched
 from training.steering import steering, zero_layers
-
-BASES: dict[str, Callable[[Path], Path]] = {
-    "sd": tinymodels.build_base,
-    "sdxl": tinymodels_sdxl.build_base,
-    "sd3": tinymodels_sd3.build_base,
-    "flux": tinymodels_flux.build_base,
-}
-PLACE = Place(torch.device("cpu"), torch.float32)
 
 
 def repeating(net: Any) -> Any:
