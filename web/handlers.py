@@ -84,6 +84,7 @@ class Handlers:
 
     def remember(self, stored: Any) -> Changes:
         """The settings that this browser had when the page was left."""
+        self.service.asked.set()
         values = remembered.read(stored)
         if not values:
             return NOTHING

@@ -18,6 +18,7 @@ from web.service import CAPACITY, Service
 
 LOCAL = "127.0.0.1"
 FIRST_PORT, PORTS = 7860, 20
+FIRST_LOOK_S = 3.0  # so long the model waits for a first visitor
 LOOK = Path(__file__).parent / "page.css"
 
 # Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
@@ -121,8 +122,10 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
     )
     print(f"Limn is at http://{LOCAL}:{port} (Ctrl-C stops it)", flush=True)
     try:
-        service.start()
         with contextlib.suppress(KeyboardInterrupt):
+            # Whoever looks sees the page sooner when the model is not loaded at the same time.
+            service.asked.wait(FIRST_LOOK_S)
+            service.start()
             threading.Event().wait()
     finally:
         service.close()

@@ -121,6 +121,7 @@ class Service:
     def __init__(self, model: str, out: Path) -> None:
         self.model, self.out = model, out
         self.trained: Callable[[], list[str]] = list  # ControlNets that were trained here
+        self.asked = threading.Event()  # somebody has opened the page, or asked for a picture
         self.loaded = threading.Event()  # the first attempt at loading is over
         self.problem: str | None = None  # why the last attempt failed
         self._renderer: Renderer | None = None
@@ -140,6 +141,7 @@ class Service:
         Raises:
             QueueFull: too many are waiting, of all visitors or of this one.
         """
+        self.asked.set()
         job = Job(request, visitor, self._withdraw)
         job.publish, job.load_map = publish, load_map
         with self._changed:

@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,28 @@ def test_requirements_are_those_of_the_device(device: str, index: bool, calls: i
 def test_an_unknown_device_is_refused() -> None:
     refused = run("install.sh", "tpu")
     assert (refused.returncode, refused.stderr) == (2, "device 'tpu': cpu or cuda\n")
+
+
+def test_everything_that_is_written_lies_in_the_volume(tmp_path: Path) -> None:
+    """The container's root cannot be written to; what the page writes without being told where would be lost."""
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\necho "$@" --hub "$HF_HOME" --models "$LIMN_MODELS"\n')
+    python.chmod(0o755)
+    started = run("start.sh", PYTHON=str(python), LIMN_AUTH="me:secret", HF_HOME="")
+    folders = re.findall(r"--(out|data|runs|hub|models) (\S+)", started.stdout)
+    assert [name for name, _ in folders] == ["out", "data", "runs", "hub", "models"]
+    assert all(folder.startswith("/data/") for _, folder in folders)
+
+
+def test_the_steps_fit_the_house() -> None:
+    """What is copied, called and installed is there, whichever package it has moved to."""
+    module = re.search(r"-m (\w+) ui", (DOCKER / "start.sh").read_text())
+    assert module is not None
+    assert (ROOT / module[1] / "__main__.py").is_file()
+    ignored = (ROOT / ".dockerignore").read_text().split() if (ROOT / ".dockerignore").is_file() else []
+    packages = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    assert not {name.partition(".")[0] for name in packages} & {line.strip("/") for line in ignored}
+    assert "models" not in ignored
 
 
 def test_health_is_an_answer(site: Site) -> None:
