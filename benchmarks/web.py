@@ -31,7 +31,7 @@ PROMPT, STEPS = "a red sphere left of a blue cube on grass at sunset", 20
 _MAP_CHANGES = """before => new Promise((done) => {
   const look = () => {
     const now = document.querySelector('#map-0 img');
-    now && now.src !== before && now.complete ? done() : setTimeout(look, 5);
+    now && now.getAttribute('src') !== before && now.complete ? done() : setTimeout(look, 5);
   };
   look();
 })"""
