@@ -17,6 +17,7 @@ from core.errors import BadRequest, ResourceError
 
 GROW_EVERY_S = 5.0
 MOST_DEATHS_IN_A_ROW = 5
+SILENCE_S, LOCAL_SILENCE_S = 600.0, 120.0  # actors answer every second; after so long there is no Ray any more
 
 
 class Actor:
@@ -76,6 +77,7 @@ class Cluster:
         self._listening: dict[Any, _Member] = {}
         self._members: list[_Member] = []
         self._deaths, self._dropping, self._next_look, self._largest = 0, False, 0.0, 0
+        self._silence_s, self._heard = LOCAL_SILENCE_S if address == "local" else SILENCE_S, 0.0
         self._grow()
 
     @property
@@ -98,6 +100,10 @@ class Cluster:
         ready, _ = self._ray.wait(list(self._listening), num_returns=1, timeout=timeout_s)
         if ready:  # and all that are ready with it
             ready, _ = self._ray.wait(list(self._listening), num_returns=len(self._listening), timeout=0)
+        if ready or not self._heard:  # before the first answer a cluster may still be growing
+            self._heard = time.monotonic() if ready else 0.0
+        elif time.monotonic() - self._heard > self._silence_s:
+            return [Broken(ResourceError(f"Ray has not answered for {self._silence_s:g} s: look at its head; the same command goes on"))]
         for reference in ready:
             member = self._listening.pop(reference)
             try:

@@ -140,7 +140,7 @@ def descendants(pid: int) -> list[int]:
                 words = Path(f"/proc/{number}/cmdline").read_bytes()
             except OSError:
                 continue
-            if b"spawn_main" in words or b"ray::" in words:
+            if b"spawn_main" in words or b"ray::Actor" in words:
                 found.append(number)
     return found
 

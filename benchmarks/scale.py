@@ -19,7 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parent.parent)  # this script's own f
 from batch.driver import Drive, Limits, Stop, Tally
 from batch.job import Job
 from batch.journal import FileJournal
-from batch.planner import Bundle
+from batch.planner import Bundle, bundled
 from batch.store import Folder
 from batch.work import Begun, Event, Outcome
 from core.request import RenderRequest
@@ -52,12 +52,18 @@ class Instant:
     def close(self, *, now: bool = False) -> None: ...
 
 
+def bundles_of(count: int) -> list[Bundle]:
+    """So many jobs, as many of them together as an SD 1.5 batch has."""
+    jobs = [Job(f"{i:064x}", RenderRequest(seed=i, width=64, height=64), i) for i in range(count)]
+    return [Bundle(some, frozenset(job.key for job in some)) for some in bundled(jobs, lambda job: HELD)]
+
+
 def driver_s(count: int, devices: int) -> float:
     """Seconds of the driver's thread for a job."""
-    bundles = [Bundle((job,), frozenset({job.key})) for job in (Job(f"{i:064x}", RenderRequest(seed=i), i) for i in range(count))]
     with tempfile.TemporaryDirectory() as folder:
         journal = FileJournal(Path(folder))
-        drive = Drive(bundles, Instant(devices), Folder(Path(folder)), journal, tally=Tally(count), recorded=frozenset())
+        crew = Instant(devices * HELD)
+        drive = Drive(bundles_of(count), crew, Folder(Path(folder)), journal, tally=Tally(count), recorded=frozenset())
         began = time.process_time()
         drive.run(Limits(), Stop(), lambda *_: None)
         spent = time.process_time() - began
@@ -96,11 +102,10 @@ def on_ray_s(count: int) -> float:
     from batch.cluster import Cluster
     from tests.batch.fake import OpenFake
 
-    jobs = [Job(f"{i:064x}", RenderRequest(seed=i, width=64, height=64), i) for i in range(count)]
     with tempfile.TemporaryDirectory() as folder:
         store, journal = Folder(Path(folder)), FileJournal(Path(folder))
         crew = Cluster(OpenFake(), store, "local", actors=2)
-        drive = Drive(jobs, crew, store, journal, tally=Tally(count), recorded=frozenset())
+        drive = Drive(bundles_of(count), crew, store, journal, tally=Tally(count), recorded=frozenset())
         began = time.process_time()
         drive.run(Limits(), Stop(), lambda *_: None)
         spent = time.process_time() - began

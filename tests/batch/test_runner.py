@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -217,17 +216,19 @@ def test_a_signal_finishes_what_is_begun_and_the_next_run_goes_on(tmp_path: Path
     assert len(files(tmp_path)) == 200
 
 
-def test_a_second_signal_stops_at_once(tmp_path: Path) -> None:
-    stop = Stop()
+@pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
+def test_a_second_signal_stops_at_once(tmp_path: Path, numbers: tuple[signal.Signals, ...]) -> None:
+    asked = list(numbers)
 
-    def ask_twice() -> None:
-        stop.ask("Ctrl-C")
-        stop.ask("Ctrl-C")
+    def show(tally: Tally, job: Job | None, outcome: Outcome | None) -> None:
+        while asked:
+            os.kill(os.getpid(), asked.pop(0))
 
-    threading.Timer(0.5, ask_twice).start()
-    tally = run(tmp_path, jobs_of(requests(3)), stop, open_drawer=OpenFake(1.0))
+    tally, _ = run_batch(jobs_of(requests(3)), open_store(tmp_path), Settings(open_drawer=OpenFake(1.0)), show)
     assert tally.done < 3
+    assert tally.reason == "stopped by Ctrl-C"
     assert not list(tmp_path.glob(".limn-*"))
+    assert run(tmp_path, jobs_of(requests(3))).left == 0
 
 
 class OpensNothing:
