@@ -7,7 +7,20 @@ from playwright.sync_api import Page
 from tests.web.steps import choose
 
 PAIRS = 48
-MEASURED = {"monitor-every": "10", "monitor-samples": "4", "monitor-fidelity_every": "30", "monitor-steps": "10"}
+FOLDED = {
+    "train-train": {"train-warmup": "5", "train-log_every": "2"},
+    "train-monitor": {"monitor-every": "10", "monitor-samples": "4", "monitor-fidelity_every": "30", "monitor-steps": "10"},
+}
+
+
+def turn_to(page: Page, tab: str) -> None:
+    """Another tab; where there is no room for its name it is behind a button."""
+    name = page.get_by_role("tab", name=tab, exact=True)
+    if name.is_visible():
+        name.click()
+        return
+    page.locator(".overflow-menu > button").click()
+    page.locator(".overflow-dropdown button").get_by_text(tab, exact=True).click()
 
 
 def compared(page: Page) -> None:
@@ -34,14 +47,11 @@ def trained(page: Page, out: Path) -> None:
     for field, value in {"train-steps": "60", "train-batch_size": "4"}.items():
         page.locator(f"#{field} input").fill(value)
     page.locator("#train-name input, #train-name textarea").first.fill("edges")
-    page.locator("#train-monitor button").first.click()
-    for field, value in MEASURED.items():
-        page.locator(f"#{field} input").first.fill(value)
-        page.locator(f"#{field} input").first.blur()
-    page.locator("#train-monitor button").first.click()
-    page.locator("#train-train button").first.click()
-    for field, value in {"train-warmup": "5", "train-log_every": "2"}.items():
-        page.locator(f"#{field} input").fill(value)
-    page.locator("#train-train button").first.click()
+    for section, fields in FOLDED.items():
+        page.locator(f"#{section} button").first.click()
+        for field, value in fields.items():
+            page.locator(f"#{field} input").first.fill(value)
+            page.locator(f"#{field} input").first.blur()
+        page.locator(f"#{section} button").first.click()
     page.locator("#start-training").click()
     page.locator("#train-state").get_by_text("Finished").wait_for()

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 from playwright.sync_api import Page, sync_playwright
 
+from tests.web import scenes
 from tests.web.running import ROOT, chromium, serving
 
 PROMPT = "a red cone left of a blue sphere on snow by day"
@@ -15,8 +16,8 @@ PATIENCE_MS = 300_000
 README, README_PX = ROOT / "docs" / "images", 960
 
 
-def photograph(page: Page, folder: Path, name: str) -> None:
-    """Create after a picture, then, where there is room for their names, the other tabs."""
+def photograph(page: Page, out: Path, folder: Path, name: str) -> None:
+    """Create after a picture, then the other tabs, Compare and Train after some work. out: the page's folder."""
     page.locator("#image-0 input[type=file]").set_input_files(ROOT / "examples" / "shapes.png")
     page.locator("#map-0 img").wait_for()
     page.locator("#prompt textarea").fill(PROMPT)
@@ -28,13 +29,17 @@ def photograph(page: Page, folder: Path, name: str) -> None:
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(500)
     page.screenshot(path=folder / f"create-{name}.png", full_page=name == "narrow")
-    for tab in () if name == "narrow" else ("Compare", "Batch", "Pose", "Train", "Gallery"):
-        page.get_by_role("tab", name=tab, exact=True).click()
+    for tab in ("Compare", "Batch", "Pose", "Train", "Gallery"):
+        scenes.turn_to(page, tab)
+        if tab == "Compare":
+            scenes.compared(page)
+        if tab == "Train":
+            scenes.trained(page, out)
         page.wait_for_timeout(1500)
         if tab == "Gallery":
             page.locator("#pictures button img").first.click()
             page.locator("#details .said").wait_for()
-        page.screenshot(path=folder / f"{tab.lower()}-{name}.png")
+        page.screenshot(path=folder / f"{tab.lower()}-{name}.png", full_page=tab in ("Compare", "Train") or name == "narrow")
 
 
 def main(folder: Path) -> None:
@@ -48,7 +53,7 @@ def main(folder: Path) -> None:
             page = context.new_page()
             page.goto(f"{site.url}/?__theme={'dark' if name == 'dark' else 'light'}")
             page.locator("#model").get_by_text("ready").wait_for()
-            photograph(page, folder, name)
+            photograph(page, Path(out), folder, name)
             context.close()
         browser.close()
     for name in ("light", "dark"):
