@@ -66,9 +66,7 @@ def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> 
     """Mean angle between the wanted normals and those of the picture's estimated depth; None without an estimator."""
     settings = params or Params.model_validate({})
     estimate = estimators.at_hand("depth", settings.estimator)
-    if settings.source == "depth" or estimate is None:
-        return None
-    return compare_maps(wanted_HWC, normals(estimate(got_HWC), settings))
+    return None if estimate is None else compare_maps(wanted_HWC, normals(estimate(got_HWC), settings))
 
 
 def looks_finished(image_HWC: Image) -> bool:

@@ -129,7 +129,7 @@ def test_flat_and_grey_pictures_are_pictures(control: Control, level: int) -> No
 
 
 def test_a_picture_obeys_the_map_made_from_it(control: Control) -> None:
-    params = settings(control)
+    params = control.parse_params({})
     if not control.available(params):
         return
     score = control.compare(control.extract(scene(), params), scene(), params)

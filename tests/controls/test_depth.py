@@ -6,9 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from controls import depth, estimators
+from controls import depth, estimators, normal
 from core.control import Image
 from core.errors import BadRequest
+from toyland.render import depth_map, render
+from toyland.scene import sample
 
 
 def ramp(low: int, high: int) -> Image:
@@ -71,3 +73,17 @@ def test_with_an_estimator_both_work(install: Callable[[str, estimators.Estimate
     score = depth.compare(wanted, scene)
     assert score is not None
     assert score.value == pytest.approx(1.0)
+
+
+def test_normals_made_from_a_depth_map_are_measured_in_the_pictures_own_depth() -> None:
+    """By the embedded estimator, on two scenes whose depth is exact."""
+    if not estimators.installed("depth"):
+        pytest.skip("models/toyland is not there")
+    params = normal.Params(source="depth")
+    scenes = [render(sample(seed, "test")) for seed in (0, 1)]
+    wanted = [normal.extract(depth_map(scene.depth_HW)[0], params) for scene in scenes]
+    own, other = (normal.compare(wanted[0], scene.picture_HWC, params) for scene in scenes)
+    assert own is not None
+    assert other is not None
+    assert own.value > 0.9
+    assert other.value < own.value - 0.1
