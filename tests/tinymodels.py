@@ -27,7 +27,6 @@ def build_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0,
     """
     import torch
     from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
 
     tokenizer = build_tokenizer()
     with torch.random.fork_rng(devices=[]):
@@ -41,19 +40,7 @@ def build_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0,
             norm_num_groups=4,
             sample_size=SIZE_PX,
         )
-        text_encoder = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=width,
-                intermediate_size=2 * width,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        text_encoder = build_clip(tokenizer, width)
         unet = UNet2DConditionModel(
             sample_size=SIZE_PX // 8,
             block_out_channels=(32, 64),
@@ -75,7 +62,7 @@ def build_base(folder: Path, *, prediction_type: str = "epsilon", seed: int = 0,
     }
     pipe = StableDiffusionPipeline(
         vae=vae,
-        text_encoder=text_encoder.eval(),
+        text_encoder=text_encoder,
         tokenizer=tokenizer,
         unet=unet.eval(),
         scheduler=DDIMScheduler(**(config | scheduler)),
@@ -111,6 +98,25 @@ def build_tokenizer(vocabulary: int = 320, length: int = 77) -> Any:
     tokenizer = CLIPTokenizer().train_new_from_iterator(list(CAPTIONS), vocab_size=vocabulary)
     tokenizer.model_max_length = length
     return tokenizer
+
+
+def build_clip(tokenizer: Any, width: int, *, layers: int = 1, projection: int | None = None) -> Any:
+    """A CLIP text encoder, with a projection where the pooled prompt is to be read."""
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        projection_dim=projection or width,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def control_map(seed: int) -> NDArray[np.uint8]:

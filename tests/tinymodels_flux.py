@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from tests.tinymodels import build_tokenizer
+from tests.tinymodels import build_clip, build_tokenizer
 from tests.tinymodels_sd3 import build_t5_tokenizer, build_vae
 
 LATENTS, CLIP_WIDTH, TEXT_WIDTH = 16, 16, 24
@@ -24,7 +24,7 @@ def build_base(folder: Path, *, seed: int = 0, guided: bool = True, pipeline: st
     """Write a FLUX folder and return it: dev, or schnell where not `guided`; transformer: entries of the transformer's config.json."""
     import diffusers
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+    from transformers import T5Config, T5EncoderModel
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -32,26 +32,14 @@ def build_base(folder: Path, *, seed: int = 0, guided: bool = True, pipeline: st
         network = diffusers.FluxTransformer2DModel(**(SHARED | own | {"in_channels": CHANNELS[pipeline]} | transformer))
         tokenizer, t5_tokenizer = build_tokenizer(), build_t5_tokenizer()
         t5_tokenizer.model_max_length = MAX_TOKENS
-        clip = CLIPTextModel(
-            CLIPTextConfig(
-                vocab_size=len(tokenizer),
-                hidden_size=CLIP_WIDTH,
-                intermediate_size=2 * CLIP_WIDTH,
-                num_hidden_layers=1,
-                num_attention_heads=4,
-                max_position_embeddings=tokenizer.model_max_length,
-                bos_token_id=tokenizer.bos_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-                pad_token_id=tokenizer.pad_token_id,
-            )
-        )
+        clip = build_clip(tokenizer, CLIP_WIDTH)
         t5 = T5EncoderModel(T5Config(vocab_size=len(t5_tokenizer), d_model=TEXT_WIDTH, d_ff=TEXT_WIDTH, d_kv=8, num_heads=2, num_layers=1))
         shift = {"use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15, "shift": 3.0} if guided else {"shift": 1.0}
         pipe = getattr(diffusers, pipeline)(
             transformer=network.eval(),
             scheduler=diffusers.FlowMatchEulerDiscreteScheduler(**shift),
             vae=build_vae(),
-            text_encoder=clip.eval(),
+            text_encoder=clip,
             tokenizer=tokenizer,
             text_encoder_2=t5.eval(),
             tokenizer_2=t5_tokenizer,

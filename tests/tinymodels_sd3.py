@@ -7,7 +7,7 @@ a sample is the mean.
 from pathlib import Path
 from typing import Any
 
-from tests.tinymodels import CAPTIONS, SIZE_PX, build_tokenizer
+from tests.tinymodels import CAPTIONS, SIZE_PX, build_clip, build_tokenizer
 
 WIDTH, CLIP_WIDTH, TEXT_WIDTH = 32, 16, 48  # of the transformer, of each CLIP encoder, and of the text that is read
 
@@ -43,9 +43,9 @@ def build_base(folder: Path, *, seed: int = 0, t5: bool = True, version: str = "
             transformer=transformer.eval(),
             scheduler=FlowMatchEulerDiscreteScheduler(**({"shift": 3.0} | scheduler)),
             vae=build_vae(),
-            text_encoder=build_clip(),
+            text_encoder=build_clip(build_tokenizer(), CLIP_WIDTH, layers=2, projection=CLIP_WIDTH),
             tokenizer=build_tokenizer(),
-            text_encoder_2=build_clip(),
+            text_encoder_2=build_clip(build_tokenizer(), CLIP_WIDTH, layers=2, projection=CLIP_WIDTH),
             tokenizer_2=build_tokenizer(),
             text_encoder_3=t5_encoder.eval() if t5 else None,
             tokenizer_3=t5_tokenizer if t5 else None,
@@ -106,26 +106,6 @@ def build_vae() -> Any:
     torch.nn.init.zeros_(vae.encoder.conv_out.weight[16:])
     torch.nn.init.constant_(vae.encoder.conv_out.bias[16:], -30.0)
     return vae.eval()
-
-
-def build_clip() -> Any:
-    """A CLIP text encoder with a projection, two layers deep: SD3 reads the last but one."""
-    from transformers import CLIPTextConfig, CLIPTextModelWithProjection
-
-    tokenizer = build_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=CLIP_WIDTH,
-        intermediate_size=2 * CLIP_WIDTH,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        projection_dim=CLIP_WIDTH,
-        max_position_embeddings=tokenizer.model_max_length,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return CLIPTextModelWithProjection(config).eval()
 
 
 def build_t5_tokenizer(vocabulary: int = 320, length: int = 256) -> Any:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from tests.tinymodels import SIZE_PX, build_tokenizer
+from tests.tinymodels import SIZE_PX, build_clip, build_tokenizer
 
 WIDTHS, PROJECTED, EACH = (32, 32, 64), 24, 8  # of the UNet's blocks, of the pooled prompt, of each number about the size
 
@@ -37,7 +37,8 @@ def build_base(folder: Path, *, seed: int = 0, in_channels: int = 4, refiner: bo
             scaling_factor=0.13025,
             force_upcast=True,
         )
-        first, second = build_clip(16), build_clip(PROJECTED, projection=PROJECTED)
+        first = build_clip(build_tokenizer(), 16, layers=2)
+        second = build_clip(build_tokenizer(), PROJECTED, layers=2, projection=PROJECTED)
         unet = UNet2DConditionModel(
             sample_size=SIZE_PX // 8,
             in_channels=in_channels,
@@ -71,26 +72,6 @@ def build_base(folder: Path, *, seed: int = 0, in_channels: int = 4, refiner: bo
     written = folder / "scheduler" / "scheduler_config.json"  # the published file keeps what other schedulers read
     written.write_text(json.dumps(json.loads(written.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}))
     return folder
-
-
-def build_clip(width: int, *, projection: int | None = None) -> Any:
-    """A CLIP text encoder of two layers, with a projection where the pooled prompt is to be read."""
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
-
-    tokenizer = build_tokenizer()
-    config = CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=tokenizer.model_max_length,
-        projection_dim=projection or width,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    return (CLIPTextModelWithProjection if projection else CLIPTextModel)(config).eval()
 
 
 def build_union(folder: Path, base: Path, *, seed: int = 1, types: int = 8, strength: float = 0.2) -> Path:

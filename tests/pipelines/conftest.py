@@ -38,7 +38,7 @@ def sdxl_base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def sdxl(sdxl_base: Path) -> StableDiffusionXL:
     """It, loaded."""
-    from tests.pipelines.unet_parity import PLACE
+    from tests.pipelines.scenes import PLACE
 
     return StableDiffusionXL.load(Folder(sdxl_base), PLACE)
 

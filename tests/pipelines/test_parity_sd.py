@@ -17,11 +17,12 @@ from pipelines.schedules import make_times
 from pipelines.t2i_adapter import adapter_features, unet_places
 from tests import tinymodels_sdxl
 from tests.pipelines import unet_parity
-from tests.pipelines.unet_parity import control, hole, image, pixels
+from tests.pipelines.scenes import ORACLES_OWN, image
+from tests.pipelines.scenes import picture as pixels
+from tests.pipelines.unet_parity import control, hole
 from tests.tinymodels import SIZE_PX, control_map
 
-# diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = ORACLES_OWN
 
 PROMPT, NEGATIVE, GUIDANCE, SEED, STEPS = "a red sphere left of a blue cube", "snow at night", 4.0, 7, 12
 SCHEDULERS = {

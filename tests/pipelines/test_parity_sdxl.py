@@ -15,24 +15,11 @@ from pipelines.families.sdxl import StableDiffusionXL
 from pipelines.family import Drawing, Text
 from pipelines.prompt import Phrase, Wording
 from tests import tinymodels, tinymodels_sdxl
-from tests.pipelines.unet_parity import (
-    HEIGHT,
-    NEGATIVE,
-    PLACE,
-    PROMPT,
-    WIDTH,
-    assert_same,
-    control,
-    hole,
-    image,
-    ours,
-    pixels,
-    theirs,
-    told,
-)
+from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, WIDTH, image
+from tests.pipelines.scenes import picture as pixels
+from tests.pipelines.unet_parity import assert_same, control, hole, ours, theirs, told
 
-# diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = ORACLES_OWN
 
 WEIGHTS = (0.7, 0.4)
 

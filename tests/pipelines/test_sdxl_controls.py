@@ -9,32 +9,22 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
+from core.request import ControlUnit
+from pipelines import samplers
 from pipelines.checkpoint import Folder
 from pipelines.controlnet import UNION_TYPES, JoinedUnion, LoadedUnion
 from pipelines.denoise import Steering
 from pipelines.families.sdxl import StableDiffusionXL
 from pipelines.family import Hint, Text
+from pipelines.planning import Given, Stage, with_controls
+from pipelines.schedules import make_times
 from pipelines.steering import united
 from tests import tinymodels, tinymodels_sdxl
-from tests.pipelines.unet_parity import (
-    HEIGHT,
-    NEGATIVE,
-    PLACE,
-    PROMPT,
-    STEPS,
-    WIDTH,
-    assert_same,
-    control,
-    hole,
-    image,
-    ours,
-    pixels,
-    theirs,
-    told,
-)
+from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WIDTH, image
+from tests.pipelines.scenes import picture as pixels
+from tests.pipelines.unet_parity import assert_same, control, hole, ours, theirs, told
 
-# diffusers' schedulers call numpy.array on a tensor; only the oracle does, never our loop.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
+pytestmark = ORACLES_OWN
 
 WEIGHTS = (0.7, 0.4)
 
@@ -87,6 +77,15 @@ def test_maps_of_several_kinds_in_one_call(
     got = ours(sdxl, controls, **given)
     assert len(calls) == (STEPS if way == "txt2img" else int(STEPS * 0.7))
     assert_same(got, theirs(sdxl_base, pipeline, parts={"controlnet": net}, control_image=maps, **call))
+
+
+def test_planning_gives_maps_to_one_call(sdxl: StableDiffusionXL, sdxl_unions: list[Path]) -> None:
+    loaded, sampler = sdxl.load_control(Folder(sdxl_unions[0])), samplers.get("euler")
+    stage = Stage(WIDTH, HEIGHT, sampler, make_times(sdxl.path, "uniform", STEPS, sampler.grid))
+    units = [ControlUnit(kind=kind, image=Path("map.png"), weight=weight) for kind, weight in (("canny", 0.7), ("depth", 0.4))]
+    (both,) = with_controls(stage, sdxl, [Given(unit, loaded, Hint(pixels(0), unit.kind), "hash") for unit in units]).controls
+    assert isinstance(both.control, JoinedUnion)
+    assert [weight for _, weight in both.control.parts] == [0.7, 0.4]
 
 
 def test_controls_that_act_differently_are_a_call_each(sdxl: StableDiffusionXL, sdxl_unions: list[Path]) -> None:

@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from pipelines import samplers
 from pipelines.canvas import begin
 from pipelines.checkpoint import Folder
 from pipelines.denoise import Plan, Steering, denoise, seeded_noise
-from pipelines.family import Drawing, Hint, Place, Text
+from pipelines.family import Drawing, Hint, Text
 from pipelines.schedules import make_times
 from pipelines.unet import UNetFamily
-from tests.tinymodels import SIZE_PX, control_map
+from tests.pipelines.scenes import HEIGHT, NEGATIVE, PLACE, PROMPT, SEED, STEPS, WIDTH
+from tests.pipelines.scenes import picture as pixels
 
-PROMPT, NEGATIVE, GUIDANCE, SEED, STEPS = "a red sphere left of a blue cube", "snow at night", 4.0, 7, 6
-WIDTH, HEIGHT = 96, SIZE_PX  # not square, so that rows taken for columns show
-PLACE = Place(torch.device("cpu"), torch.float32)
+GUIDANCE = 4.0
 SCHEDULERS = {
     "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, "uniform"),
     "ddim": ("DDIMScheduler", {"timestep_spacing": "leading"}, "leading"),
@@ -36,22 +34,12 @@ SCHEDULERS = {
 }
 
 
-def pixels(seed: int) -> NDArray[np.uint8]:
-    """A picture or map of noise at the size that is drawn."""
-    return np.concatenate([control_map(seed), control_map(seed + 100)[:, : WIDTH - SIZE_PX]], axis=1)
-
-
 def hole() -> NDArray[np.uint8]:
     """A mask of a block whose borders are not those of latent cells, and in which grey is rounded."""
     mask_HW = np.zeros((HEIGHT, WIDTH), np.uint8)
     mask_HW[12:53, 20:71] = 200
     mask_HW[:8] = 100
     return mask_HW
-
-
-def image(values: NDArray[np.uint8]) -> Image.Image:
-    """As diffusers' pipelines take it."""
-    return Image.fromarray(values)
 
 
 def control(family: UNetFamily, folder: Path, seed: int = 0, kind: str = "canny", **steering: Any) -> Steering:
