@@ -20,9 +20,23 @@ from training.run import train_controlnet
         (lambda folder: _cut(folder / "images" / "0.png"), BadImage, r"0\.png"),
         (lambda folder: _narrow(folder / "canny" / "0.png"), Mismatch, "the same proportions"),
         (lambda folder: _latin(folder / "metadata.jsonl"), BadRequest, "is not UTF-8"),
+        (lambda folder: _rename(folder, '"canny":', '"cany":'), BadRequest, "unknown column 'canny': did you mean 'cany'"),
+        (lambda folder: _rename(folder, '"text":', '"test":'), BadRequest, "unknown column 'text': did you mean 'test'"),
+        (lambda folder: (_double(folder), _cut(folder / "canny" / "1.png")), BadImage, r"canny/1\.png"),
+        (lambda folder: (_double(folder), _cut(folder / "images" / "3.png")), BadImage, r"images/3\.png"),
+        (lambda folder: (_double(folder), _narrow(folder / "canny" / "5.png")), Mismatch, "the same proportions"),
+        (lambda folder: _as_folders(folder), BadRequest, r"'.*3\.txt' is not UTF-8 \(byte \d+\): save it as UTF-8"),
+        (
+            lambda folder: (_as_folders(folder), [(folder / "canny" / f"{i}.png").unlink() for i in range(5)]),
+            BadRequest,
+            "5 of 10 pairs have no condition in .*canny', the first is '0'",
+        ),
     ],
-    ids=["no pairs", "half missing", "cut picture", "other size", "latin-1"],
-)
+    ids=[
+        "no pairs", "half missing", "cut picture", "other size", "latin-1", "no such column", "no such caption column",
+        "cut condition far in", "cut picture far in", "other size far in", "latin-1 captions", "half of a folder missing",
+    ],
+)  # fmt: skip
 def test_a_bad_dataset_is_named_before_anything_is_trained(
     damage: Any,
     error: type[LimnError],
@@ -36,14 +50,15 @@ def test_a_bad_dataset_is_named_before_anything_is_trained(
     folder = tmp_path / "data"
     shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns("cache"))
     damage(folder)
-    with pytest.raises(error, match=message):
+    with pytest.raises(error, match=message) as raised:
         train_controlnet(config(base, folder, tmp_path / "run"))
+    assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_base_that_is_a_controlnet_is_refused(base: Path, dataset: Path, tmp_path: Path) -> None:
     net = build_controlnet(tmp_path / "net", base)
-    with pytest.raises(BadModel):
+    with pytest.raises(BadModel, match=r"is itself a ControlNet \(ControlNetModel\): give the model .*, name it as init"):
         train_controlnet(config(net, dataset, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -82,6 +97,24 @@ def _narrow(path: Path) -> None:
     from core.images import decode, encode_png
 
     path.write_bytes(encode_png(decode(path)[:, :40].copy()))
+
+
+def _rename(folder: Path, old: str, new: str) -> None:
+    path = folder / "metadata.jsonl"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def _double(folder: Path) -> None:
+    """Twice as many rows as are looked at before the cache is made: every other one is not."""
+    path = folder / "metadata.jsonl"
+    path.write_text(path.read_text() * 2)
+
+
+def _as_folders(folder: Path) -> None:
+    """The pairs as files of the same names, one caption in another encoding."""
+    (folder / "metadata.jsonl").unlink()
+    for number in range(10):
+        (folder / "images" / f"{number}.txt").write_bytes(("Größe" if number == 3 else "a sphere").encode("latin-1"))
 
 
 def _latin(path: Path) -> None:
