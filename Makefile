@@ -10,7 +10,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test crash ray lint format docs fuzz load security screenshots clean
+.PHONY: help install demo ui test crash ray lint format docs fidelity fuzz load security screenshots clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
