@@ -12,6 +12,7 @@ import hashlib
 import os
 import random
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,6 +26,7 @@ sys.path.insert(0, str(ROOT))  # the fake engine stands among the tests, which a
 
 from batch.doctor import Doctor
 from batch.job import make_jobs
+from batch.journal import read_journal
 from batch.manifest import Row
 from batch.runner import Settings, run_batch
 from batch.store import JOURNAL, Folder, open_store, pictures
@@ -79,7 +81,7 @@ def finish(out: Path, case: Case) -> float:
 def kill_one(out: Path, case: Case, share: float, chance: random.Random, *, pace_s: float) -> str:
     """Starts a run and kills it, or one of its workers, after about `share` pictures; who was killed, "" where it had ended before.
 
-    pace_s: seconds a picture.
+    pace_s: seconds from one picture to the next.
     """
     process = start(out, case)
     if chance.random() < EARLY:
@@ -182,13 +184,15 @@ def main() -> None:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
         seconds = finish(whole, case)
         expected = digests(whole)
+        drawing = [event["seconds"] for event in read_journal(Folder(whole)) if event["event"] == "done"]
+        pace_s = statistics.median(drawing) / (1 if case.crew == "alone" else 2)
         victims: list[str] = []
         began, runs = time.perf_counter(), 0
         while len(victims) < args.kills and len(done(killed)) < case.jobs:
             runs += 1
             spare = max(0, case.jobs - len(done(killed)) - min(KEPT, case.jobs // 10))
             share = spare / (args.kills - len(victims))
-            victim = kill_one(killed, case, share, chance, pace_s=seconds / case.jobs)
+            victim = kill_one(killed, case, share, chance, pace_s=pace_s)
             if victim:
                 victims.append(victim)
         torn = len(leftovers(killed))
