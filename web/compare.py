@@ -94,10 +94,10 @@ def build(tab: Any, create: Handlers) -> None:
         parts["draw"] = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
         stop = gr.Button("Cancel", scale=1, min_width=100, elem_id="stop-grid")
     parts["said"] = gr.HTML(elem_id="compare-said")
-    parts["grid"] = gr.Image(label="Comparison", interactive=False, format="png", buttons=["fullscreen"], elem_id="grid")
-    parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
+    parts["grid"] = gr.Image(label="Comparison", show_label=False, interactive=False, format="png", buttons=["fullscreen"], elem_id="grid")
     shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["fullscreen"], "visible": False}
     parts["plot"] = gr.Image(label="Fidelity", show_label=False, elem_id="plot", **shown)
+    parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
     keep("compare", {str(number): axis for number, axis in enumerate(axes)}, tab)
     handlers = _Compare(create, parts)
     given = [*axes, *create.parts.inputs.values()]
