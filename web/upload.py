@@ -31,8 +31,8 @@ def _local_only(move: Callable[[Any, Any], Any]) -> Any:
     return move_upload
 
 
-# Replaced on the classes: Gradio makes a component anew, from its class, for every session in which one of its properties was updated; and a
-# class of our own would make Gradio write a stub file beside this module.
+# Replaced on the classes: Gradio makes a component anew, from its class, for every session in which one of its properties was updated.
+# A class of our own would make Gradio write a stub file beside this module.
 gr.Image.preprocess = _path
 for _component in (gr.Image, gr.File):
     _component.async_move_resource_to_block_cache = _local_only(_component.async_move_resource_to_block_cache)
