@@ -107,18 +107,26 @@ class ControlNetTask:
         """Latents drawn from cached moments, as the denoiser expects them."""
         return sample_moments(moments_B2CHW, draws, self.scaling_factor, self.shift_factor)
 
+    def objective_at(self, latents_BCHW: Tensor) -> Objective:
+        """The objective for pictures of this size: flow models move their times by it."""
+        if self.objective.path.kind != "flow":
+            return self.objective
+        height, width = (side * self.base.cell_px for side in latents_BCHW.shape[-2:])
+        return replace(self.objective, shift=self.base.shift(width, height).factor)
+
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
         x0_BCHW = self.latents(batch["moments"], draws)
         text = self.texts.dropped(batch, self.caption_dropout, draws)
-        noised = self.objective.noised(x0_BCHW, draws)
+        objective = self.objective_at(x0_BCHW)
+        noised = objective.noised(x0_BCHW, draws)
         condition_BCHW, noised = self._prior(self._dropped(batch["condition"], draws), noised, text, draws)
         residuals = self.steering.residuals(self.net, noised.x_BCHW, noised.t_B, text, condition_BCHW)
         out_BCHW = self.base.predict(noised.x_BCHW, noised.t_B, text, residuals)
-        loss = self.objective.loss(noised, out_BCHW, batch.get("mask"))
+        loss = objective.loss(noised, out_BCHW, batch.get("mask"))
         if self.reward is None:
             return loss, {}
         kept_B = (condition_BCHW == batch["condition"]).flatten(1).all(1)
-        missed = self.reward(self.objective, noised, out_BCHW, batch.get("map", batch["condition"]), kept_B)
+        missed = self.reward(objective, noised, out_BCHW, batch.get("map", batch["condition"]), kept_B)
         return loss + self.reward.config.weight * missed, {"reward": missed.detach()}
 
     def finished(self, weights: dict[str, dict[str, Tensor]]) -> Any:

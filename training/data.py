@@ -100,10 +100,10 @@ class Loader:
 
     def told(self) -> dict[str, Any]:
         """What a ControlNet's config says of the conditions: the kind, or the kinds and channels of several; nothing of unknown ones."""
-        kinds = [control.name for control in self.controls if control is not None]
-        if len(kinds) < len(self.controls):
-            return {}
-        return {"limn_kind": kinds[0]} if self.channels == (3,) else Stack(tuple(kinds), self.channels).entries()
+        kinds = tuple(control.name for control in self.controls if control is not None)
+        if self.channels == (3,):
+            return {"limn_kind": kinds[0] if kinds else None}
+        return {"limn_kind": None, **Stack(kinds, self.channels).entries()}
 
     @property
     def stacking(self) -> dict[str, tuple[int, ...]]:

@@ -117,6 +117,8 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     loader.check(pairs)
     check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
     base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
+    for size in {(config.data.width, config.data.height), *loader.sizes.values()}:
+        base.latent_shape(*size)  # refuses what the model cannot draw
     vae: Any = base.networks()["vae"].float()
     control = steering(base, config.hint_channels, config.blocks, variant=config.variant, rank=config.rank, channels=loader.channels)
     with torch.random.fork_rng(devices=[]):

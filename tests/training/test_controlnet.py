@@ -1,5 +1,6 @@
 """A whole run from YAML to a folder: it feeds what rendering feeds, caches what the base says, learns, and resumes exactly."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,13 @@ from torch import Tensor
 from controls.prepare import load_map
 from core.errors import BadModel, BadRequest, Mismatch
 from core.images import decode, encode_png
-from core.request import ControlUnit
+from core.request import ControlUnit, RenderRequest
 from pipelines.checkpoint import Folder
+from pipelines.engine import Engine
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
 from pipelines.images import condition_to_tensor
+from renderer import examine
 from tests.tinymodels import CAPTIONS, build_base, build_controlnet
 from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
@@ -99,6 +102,11 @@ def test_a_run_ends_in_a_folder_that_diffusers_and_we_load(base: Path, dataset: 
     assert torch.equal(net.controlnet_mid_block.weight, averaged.half())
     assert not torch.equal(averaged, saved.model["controlnet.controlnet_mid_block.weight"])
     StableDiffusion.load(Folder(base), Place(torch.device("cpu"), torch.float32)).load_control(Folder(tmp_path / "run" / "weights"))
+    assert json.loads((tmp_path / "run" / "weights" / "config.json").read_text())["limn_kind"] == "canny"
+    unit = ControlUnit(kind="depth", image=dataset / "canny" / "0.png", ready=True, model=str(tmp_path / "run" / "weights"))
+    request = RenderRequest(model=str(base), width=64, height=64, controls=(unit,))
+    findings = examine(request, Engine(Place(torch.device("cpu"), torch.float32)))
+    assert any("says that it is for canny; give it a canny map" in finding.text for finding in findings if finding.error)
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text()) == settings.model_dump(mode="json")
     assert {path: path.read_bytes() for path in sorted(base.rglob("*")) if path.is_file()} == before
 
@@ -139,6 +147,14 @@ def test_training_goes_on_from_a_finished_controlnet(base: Path, dataset: Path, 
     for name, tensor in ControlNetModel.from_pretrained(start).state_dict().items():
         assert torch.equal(task.net.state_dict()[name], tensor)
     assert all(parameter.requires_grad for parameter in task.net.parameters())
+    union = tmp_path / "union"
+    shutil.copytree(start, union)
+    said = json.loads((union / "config.json").read_text())
+    (union / "config.json").write_text(json.dumps(said | {"_class_name": "ControlNetUnionModel", "num_control_type": 6}))
+    with pytest.raises(Mismatch, match="is a ControlNetUnionModel, these settings make a ControlNetModel"):
+        task_of(config(base, dataset, tmp_path / "run", init=union))
+    with pytest.raises(Mismatch, match="has conditioning_channels 3, these settings make 6"):
+        task_of(config(base, dataset, tmp_path / "run", init=start, data={"condition": ["canny", "depth"], "extract": True}))
     with pytest.raises(BadModel, match="not a ControlNetModel"):
         task_of(config(base, dataset, tmp_path / "run", init=base / "unet"))
     other = build_controlnet(tmp_path / "other", build_base(tmp_path / "other_base", width=64))

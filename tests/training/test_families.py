@@ -159,6 +159,15 @@ def test_a_run_learns_and_ends_in_what_rendering_loads(folder: Path, tmp_path: P
     assert json.loads((weights / "config.json").read_text())["_class_name"] == type(run.task.modules()["controlnet"]).__name__
 
 
+def test_flow_times_are_shifted_by_the_size_of_the_pictures(task: ControlNetTask) -> None:
+    shifts = []
+    for side in (8, 16):
+        objective = task.objective_at(torch.zeros(1, 4, side, 2 * side))
+        assert objective.shift == task.base.shift(16 * side, 8 * side).factor
+        shifts.append(objective.shift)
+    assert (shifts[0] < shifts[1]) == (task.base.name == "flux")  # the others' shift is one for all sizes
+
+
 def test_blocks_that_are_not_there_are_refused(folder: Path) -> None:
     base = Engine(PLACE).base(folder)
     with pytest.raises(BadRequest, match="blocks"):

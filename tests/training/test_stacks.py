@@ -108,11 +108,12 @@ def test_both_maps_are_heard_and_both_are_needed(trained: tuple[Path, Path, Any]
     assert not np.array_equal(both, plain)
     assert np.array_equal(both, swapped)
     assert not np.array_equal(both, changed)
+    drawn = home / "data" / "canny" / "1.png"
     wrong: list[tuple[RenderRequest, type[LimnError], str]] = [
         (request(canny), Mismatch, r"reads canny and depth together, but is given canny: give one control of each of its kinds"),
         (request(canny, canny, depth), Mismatch, "but is given canny and canny and depth"),
         (request(canny, unit(home, "depth", weight=0.5)), Mismatch, r"so weight acts on both: give it alike to controls 0, 1"),
-        (request(canny, unit(home, "scribble", image=home / "data" / "canny" / "1.png")), BadRequest, "says that it is for canny and depth"),
+        (request(canny, unit(home, "scribble", image=drawn)), BadRequest, "says that it is for canny and depth"),
     ]
     for asked, error, message in wrong:
         with pytest.raises(error, match=message):
