@@ -29,7 +29,7 @@ from web.train_folder import ATTEMPT, SAID, SETTINGS
 from web.train_settings import Places
 
 LOCK = ".training.lock"
-NICENESS = 10  # on the CPU, drawing comes first
+NICENESS = 5  # on the CPU, drawing comes first
 GRACE_S = 8.0  # that a training has to save itself when the page is closed
 
 

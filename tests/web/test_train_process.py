@@ -1,5 +1,7 @@
 """Real trainings of a tiny model in processes of their own: one at a time, found again, stopped, resumed."""
 
+import os
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,8 +16,8 @@ from web.train_folder import Told
 from web.train_process import Trainings
 from web.train_settings import Places
 
-pytestmark = pytest.mark.timeout(600)  # every start imports the libraries anew
-PATIENCE_S = 180.0
+pytestmark = pytest.mark.timeout(1500)  # every start imports the libraries anew
+PATIENCE_S = 400.0
 
 
 @pytest.fixture
@@ -23,7 +25,10 @@ def trainings(tmp_path: Path) -> Iterator[Trainings]:
     made = Trainings(Places(tmp_path / "runs", tmp_path))
     yield made
     made.close()
-    assert made.running() is None
+    left = made.running()
+    if left is not None:  # a test has failed, and its training never ends by itself
+        os.kill(left.process, signal.SIGKILL)
+    assert left is None
 
 
 def config(base: Path, out: Path, data: Path) -> ControlNetConfig:
