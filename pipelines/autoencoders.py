@@ -5,7 +5,7 @@ scale) is taken to be as the base's own says.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from pipelines.checkpoint import Checkpoint, Folder, Wrapped
 from pipelines.layouts.autoencoder import autoencoder, diffusers_autoencoder
 from pipelines.layouts.gguf import is_gguf
 from pipelines.layouts.header import Header
-from pipelines.layouts.part import Part, assemble
+from pipelines.layouts.part import Part, assemble, guarded
 from pipelines.loading import refuse_pickle
 from pipelines.place import Place
 
@@ -23,7 +23,6 @@ SCALES = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _SAID = ("norm_num_groups", "force_upcast", "scaling_factor", "shift_factor", "latents_mean", "latents_std")
 _CHANNELS = {"AutoencoderKLQwenImage": "z_dim"}
 _LEVELS = {"AutoencoderDC": "encoder_block_out_channels", "AutoencoderKLQwenImage": "dim_mult"}
-_DAMAGE = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, AssertionError)
 
 
 class WithVae(Wrapped):
@@ -146,13 +145,5 @@ def _number(value: Any) -> Any:
     return value or None if not isinstance(value, (list, tuple)) else list(value)
 
 
-def _guarded(work: Any, path: Path) -> Any:
-    try:
-        return work()
-    except BadModel:
-        raise
-    except _DAMAGE as error:
-        reason = " ".join(str(error).split())[:160]
-        raise BadModel(
-            f"autoencoder {str(path)!r} is damaged or of an unknown variant ({type(error).__name__}: {reason}): fetch the file again"
-        ) from error
+def _guarded(work: Callable[[], Any], path: Path) -> Any:
+    return guarded(work, f"autoencoder {str(path)!r}", "fetch the file again")

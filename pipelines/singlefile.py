@@ -18,7 +18,7 @@ from pipelines.checkpoint import Folder
 from pipelines.layouts import prediction
 from pipelines.layouts.contents import REFINER, control_in, family_in, parts_in
 from pipelines.layouts.header import Header
-from pipelines.layouts.part import Part, assemble
+from pipelines.layouts.part import Part, assemble, guarded
 from pipelines.layouts.tokenizer import TOKENS, clip_tokenizer
 from pipelines.loading import refuse_pickle
 from pipelines.place import Place
@@ -26,7 +26,8 @@ from pipelines.place import Place
 # What a file may say of a part's configuration beyond its shapes.
 SAID = (
     "attention_head_dim", "num_attention_heads", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "axes_dims_rope",
-    "num_trans_head", "global_pool_conditions", "controlnet_conditioning_channel_order", "shift", "force_upcast", "addition_time_embed_dim",
+    "num_trans_head", "limn_kind",
+    "global_pool_conditions", "controlnet_conditioning_channel_order", "shift", "force_upcast", "addition_time_embed_dim",
 )  # fmt: skip
 _TITLES = {"sd": "Stable Diffusion", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 _PIPELINES = {
@@ -65,7 +66,6 @@ _NEEDS: Mapping[str, Mapping[str, str]] = {
     },
 }
 _V_CELLS = 96  # Stable Diffusion 2's velocity models were made for 768 pixels
-_DAMAGE = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, OverflowError, AssertionError)
 
 
 class SingleFile:
@@ -227,14 +227,4 @@ class SingleFile:
         return prediction.measured(loaded)
 
     def _guarded(self, work: Callable[[], Any]) -> Any:
-        """Raises BadModel where names or shapes are not as they are in any file of this layout."""
-        try:
-            return work()
-        except BadModel:
-            raise
-        except _DAMAGE as error:
-            reason = " ".join(str(error).split())[:160]
-            raise BadModel(
-                f"model {str(self.path)!r} is damaged or of an unknown variant ({type(error).__name__}: {reason}): "
-                "fetch the file again, or give the model as a diffusers folder"
-            ) from error
+        return guarded(work, f"model {str(self.path)!r}", "fetch the file again, or give the model as a diffusers folder")

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pipelines.layouts.header import Header, count
+from pipelines.layouts.header import Header, Shape, count
 from pipelines.layouts.part import Part
 
 # Of each family's latents: what they are multiplied with, and what is taken off before. Source: the models' published configurations.
@@ -21,19 +21,7 @@ PREFIXES = ("first_stage_model.", "vae.")
 def autoencoder(header: Header, prefix: str, scales: Mapping[str, Any]) -> Part:
     """An autoencoder under its original names. scales: what its tensors do not say of its latents, and of the numbers it computes in."""
     shapes = header.under(prefix)
-    levels = count(shapes, "encoder.down.*.")
-    config: dict[str, Any] = {
-        "in_channels": shapes["encoder.conv_in.weight"][1],
-        "out_channels": shapes["decoder.conv_out.weight"][0],
-        "block_out_channels": [shapes[f"encoder.down.{i}.block.0.conv2.weight"][0] for i in range(levels)],
-        "down_block_types": ["DownEncoderBlock2D"] * levels,
-        "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": count(shapes, "encoder.down.0.block.*."),
-        "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "use_quant_conv": "quant_conv.weight" in shapes,
-        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-        **scales,
-    }
+    config = _config(shapes, "encoder.down.{}.block.") | dict(scales)
 
     def tensors() -> dict[str, Tensor]:
         from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
@@ -50,20 +38,24 @@ def autoencoder(header: Header, prefix: str, scales: Mapping[str, Any]) -> Part:
 def diffusers_autoencoder(header: Header, scales: Mapping[str, Any]) -> Part:
     """An autoencoder alone in a file, under diffusers' names."""
     shapes = header.shapes
-    levels = count(shapes, "encoder.down_blocks.*.")
-    config: dict[str, Any] = {
+    config = _config(shapes, "encoder.down_blocks.{}.resnets.") | dict(scales)
+    return Part("AutoencoderKL", config, lambda: _renamed(header.tensors({name: name for name in shapes})))
+
+
+def _config(shapes: Mapping[str, Shape], block: str) -> dict[str, Any]:
+    """What shapes say. block: what a level's blocks are called, {} for its number."""
+    levels = count(shapes, f"{block.partition('{}')[0]}*.")
+    return {
         "in_channels": shapes["encoder.conv_in.weight"][1],
         "out_channels": shapes["decoder.conv_out.weight"][0],
-        "block_out_channels": [shapes[f"encoder.down_blocks.{i}.resnets.0.conv2.weight"][0] for i in range(levels)],
+        "block_out_channels": [shapes[f"{block.format(i)}0.conv2.weight"][0] for i in range(levels)],
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
-        "layers_per_block": count(shapes, "encoder.down_blocks.0.resnets.*."),
+        "layers_per_block": count(shapes, f"{block.format(0)}*."),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
         "use_quant_conv": "quant_conv.weight" in shapes,
         "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-        **scales,
     }
-    return Part("AutoencoderKL", config, lambda: _renamed(header.tensors({name: name for name in shapes})))
 
 
 # How attention was called before diffusers 0.18; published files still hold these names.

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from pipelines.loading import aligned, quiet
 from pipelines.place import Place
 
 _SHOWN = 3
+_DAMAGE = (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError, AttributeError, OverflowError, AssertionError)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,3 +79,18 @@ def assemble(kind: Any, part: Part, place: Place, where: str) -> Any:
     if hasattr(network, "tie_weights"):
         network.tie_weights()
     return aligned(network.eval().requires_grad_(False).to(place.device))
+
+
+def guarded(work: Callable[[], T], what: str, remedy: str) -> T:
+    """What `work` returns, which reads a file by its names and shapes.
+
+    Raises:
+        BadModel: they are not as they are in any file of this layout.
+    """
+    try:
+        return work()
+    except BadModel:
+        raise
+    except _DAMAGE as error:
+        reason = " ".join(str(error).split())[:160]
+        raise BadModel(f"{what} is damaged or of an unknown variant ({type(error).__name__}: {reason}): {remedy}") from error

@@ -93,22 +93,24 @@ def sd3(header: Header, prefix: str) -> Part:
 def flux(header: Header, prefix: str) -> Part:
     """FLUX's transformer."""
     shapes = header.under(prefix)
-    width = shapes["img_in.weight"][0]
+    config = _flux_config(shapes) | {"patch_size": 1, "out_channels": shapes["final_layer.linear.weight"][0]}
+    return Part("FluxTransformer2DModel", config, lambda: _from_flux(header.tensors({name: prefix + name for name in shapes})))
+
+
+def _flux_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
+    """What a transformer and a ControlNet under FLUX's original names share."""
     head = shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
-    config = {
-        "patch_size": 1,
+    return {
         "in_channels": shapes["img_in.weight"][1],
-        "out_channels": shapes["final_layer.linear.weight"][0],
         "num_layers": count(shapes, "double_blocks.*."),
         "num_single_layers": count(shapes, "single_blocks.*."),
         "attention_head_dim": head,
-        "num_attention_heads": width // head,
+        "num_attention_heads": shapes["img_in.weight"][0] // head,
         "joint_attention_dim": shapes["txt_in.weight"][1],
         "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
         "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
         "axes_dims_rope": _axes(head),
     }
-    return Part("FluxTransformer2DModel", config, lambda: _from_flux(header.tensors({name: prefix + name for name in shapes})))
 
 
 def sd3_controlnet(header: Header) -> Part:
@@ -172,7 +174,6 @@ def xlabs_controlnet(header: Header) -> Part:
     """
     shapes = header.shapes
     inside = {name: name for name in shapes if name.startswith(("double_blocks.", "single_blocks.", *_FLUX_INPUTS))}
-    width, head = shapes["img_in.weight"][0], shapes["double_blocks.0.img_attn.norm.query_norm.scale"][0]
     convolutions = count(shapes, "input_hint_block.*.")
     names = {f"input_hint_block.{2 * i}": f"input_hint_block.blocks.{i - 1}" for i in range(1, convolutions - 1)}
     names |= {"input_hint_block.0": "input_hint_block.conv_in", f"input_hint_block.{2 * convolutions - 2}": "input_hint_block.conv_out"}
@@ -180,19 +181,8 @@ def xlabs_controlnet(header: Header) -> Part:
     outside = {
         f"{names.get(layer, layer)}.{end}": f"{layer}.{end}" for layer, _, end in (name.rpartition(".") for name in shapes.keys() - inside)
     }
-    config = {
-        "patch_size": 2,
-        "in_channels": shapes["img_in.weight"][1],
-        "num_layers": count(shapes, "double_blocks.*."),
-        "num_single_layers": count(shapes, "single_blocks.*."),
-        "attention_head_dim": head,
-        "num_attention_heads": width // head,
-        "joint_attention_dim": shapes["txt_in.weight"][1],
-        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
-        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
-        "axes_dims_rope": _axes(head),
-        "conditioning_embedding_channels": shapes[f"input_hint_block.{2 * convolutions - 2}.weight"][0],
-    }
+    read = shapes[f"input_hint_block.{2 * convolutions - 2}.weight"][0]
+    config = _flux_config(shapes) | {"patch_size": 2, "conditioning_embedding_channels": read}
     return Part("FluxControlNetModel", config, lambda: _from_flux(header.tensors(inside)) | header.tensors(outside))
 
 
