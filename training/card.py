@@ -22,11 +22,13 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
     if sheets:
         shutil.copyfile(sheets[-1], folder / SHEET)
     measured = _measured(out / "monitor.jsonl")
+    asked = " ".join(f"--control {kind}=map.png,ready,model={name}" for kind in str(facts["kind"]).split("+"))
+    tags = ", ".join(json.dumps(condition) for condition in str(facts["condition"]).split("+"))
     lines = [
         "---",
         "library_name: diffusers",
         "pipeline_tag: image-to-image",
-        f"tags: [controlnet, limn, {json.dumps(str(facts['condition']))}]",
+        f"tags: [controlnet, limn, {tags}]",
         "---",
         "",
         f"# {name}",
@@ -35,7 +37,7 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
         f"its condition is {facts['condition']}.",
         "",
         "```",
-        f"limn render --model {_short(facts['base'])} --control {facts['kind']}=map.png,ready,model={name} --prompt '…'",
+        f"limn render --model {_short(facts['base'])} {asked} --prompt '…'",
         "```",
         "",
         *_figures(measured, read_bounds(out)),

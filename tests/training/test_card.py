@@ -30,6 +30,11 @@ def test_the_card_has_figures_settings_and_pictures_but_no_paths(tmp_path: Path)
     assert text.count("\n| ") <= 9
     assert yaml.safe_load(text.split("```yaml")[1].split("```")[0])["data"]["folder"] == "pairs"
     assert yaml.safe_load(text.split("---")[1])["library_name"] == "diffusers"
+    write_card(folder, "controlnet-canny+depth", facts | {"condition": "canny+depth", "kind": "canny+depth"}, config, out)
+    text = (folder / "README.md").read_text()
+    assert yaml.safe_load(text.split("---")[1])["tags"] == ["controlnet", "limn", "canny", "depth"]
+    model = "map.png,ready,model=controlnet-canny+depth"
+    assert f"--control canny={model} --control depth={model} --prompt" in text
     bare = tmp_path / "bare"
     bare.mkdir()
     write_card(bare, "x", facts, config, tmp_path / "nowhere")

@@ -189,6 +189,17 @@ def test_low_rank_differences_are_named_as_comfyui_reads_them(tmp_path: Path) ->
     assert not any(name.endswith("to_q.weight") for name in names)
 
 
+def test_more_channels_than_are_explained_are_refused(tmp_path: Path) -> None:
+    base = Engine(PLACE).base(BASES["sd"](tmp_path / "base"))
+    net = steering(base, HINT, channels=(3, 1)).new()
+    write_folder(tmp_path / "net", net)
+    with pytest.raises(Mismatch, match=r"reads 4 channels of conditions and does not say of which kinds: .* limn_kinds"):
+        base.load_control(open_checkpoint(tmp_path / "net"))
+    net.register_to_config(limn_kinds=["canny", "depth"], limn_channels=[3, 1])
+    write_folder(tmp_path / "net", net)
+    assert base.load_control(open_checkpoint(tmp_path / "net")).net.config.limn_channels == [3, 1]
+
+
 def test_damaged_differences_are_named(tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
