@@ -228,7 +228,7 @@ def _state(told: Told, runs: bool) -> str:
 def _plot(told: Told, key: str) -> Any:
     _, y, series = train_layout.CURVES[key]
     rows = train_folder.curve(told.measured if key in ("gap", "fidelity") else told.log, **series)
-    if not rows:
+    if len({step for step, *_ in rows}) < 2:  # one point makes no line
         return gr.update(value=None, visible=False)
     import pandas  # type: ignore[import-untyped]
 

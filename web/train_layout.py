@@ -30,7 +30,7 @@ SPELLED: dict[str, dict[str, Any]] = {  # labels that their section does not mak
 }
 CURVES = {
     "loss": ("Loss", "loss", {"smoothed": "loss_smooth"}),
-    "gap": ("Paired gap (teal), against another condition (amber)", "gap", {"own": "gap", "other": "gap_shuffled"}),
+    "gap": ("Paired gap (teal; another's: amber)", "gap", {"own": "gap", "other": "gap_shuffled"}),
     "fidelity": ("Fidelity of held-out pairs", "fidelity", {"fidelity": "fidelity"}),
     "rate": ("Learning rate", "rate", {"rate": "lr"}),
 }
