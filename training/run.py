@@ -14,6 +14,7 @@ from core.errors import BadModel, BadRequest, Mismatch, unknown_name
 from core.files import publish
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
+from pipelines.edm import is_edm
 from pipelines.engine import Engine, resolve
 from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
@@ -169,9 +170,12 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
 def _check_base(path: Path) -> None:
     """
     Raises:
-        BadModel: it is a ControlNet.
+        BadModel: it is a ControlNet, or of the EDM kind.
     """
-    kind = open_checkpoint(path).classes.get("")
+    checkpoint = open_checkpoint(path)
+    kind = checkpoint.classes.get("")
+    if checkpoint.has("scheduler") and is_edm(checkpoint.config("scheduler")):
+        raise BadModel(f"base {str(path)!r} is of the EDM kind, told noise levels: train on a base of noise, velocity or flow prediction")
     if kind is not None and "ControlNet" in kind and not kind.endswith("Pipeline"):
         raise BadModel(
             f"base {str(path)!r} is itself a ControlNet ({kind}): give the model that it was made for; to train it further, name it as init"

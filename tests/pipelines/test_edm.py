@@ -126,3 +126,11 @@ def test_a_picture_and_what_is_refused(models: dict[str, Path], tmp_path: Path) 
     for wrong, says in (({"sigma_min": 90.0}, "expected 0 < min < max"), ({"prediction_type": "sample"}, "'sample' of an EDM model")):
         with pytest.raises(BadModel, match=says):
             Edm.of({"_class_name": "EDMEulerScheduler", **wrong})
+
+
+def test_nothing_is_trained_on_them(models: dict[str, Path], sdxl_base: Path) -> None:
+    from training.run import _check_base
+
+    _check_base(sdxl_base)
+    with pytest.raises(BadModel, match="is of the EDM kind, told noise levels: train on a base of noise, velocity or flow prediction"):
+        _check_base(models["cosxl"])
