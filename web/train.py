@@ -9,6 +9,7 @@ import gradio as gr
 
 import controls
 from core.errors import BadRequest, LimnError
+from core.request import MAX_CONTROLS
 from web import train_folder, train_layout, train_settings, words
 from web.fields import settings_of
 from web.handlers import Changes, Handlers
@@ -193,7 +194,9 @@ def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
     parts["timer"].tick(handlers.show, [run, parts["seen"]], outputs, queue=False, **_QUIET)
     parts["stop"].click(handlers.stop, run, outputs, queue=False, **_QUIET)
     parts["resume"].click(handlers.resume, run, outputs, **_QUIET)
-    parts["use"].click(handlers.use, run, [*outputs, *into_create], **_QUIET)
+    used = parts["use"].click(handlers.use, run, [*outputs, *into_create], **_QUIET)
+    kinds, networks = ([create.parts.inputs[f"control.{i}.{name}"] for i in range(MAX_CONTROLS)] for name in ("kind", "model"))
+    used.then(create.offer_networks, [create.parts.inputs["model"], *kinds], networks, **_QUIET)
 
 
 def _plain(error: LimnError, asked: Mapping[str, Any] | None = None) -> str:
