@@ -1,7 +1,9 @@
 """What the command line shows: tables, progress bars, and the report on finished pictures. rich is imported when something is shown."""
 
 import json
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,3 +87,19 @@ def _values(path: Path, record: "Record") -> dict[str, Any]:
         for unit, control in zip(record.request.controls, record.controls, strict=True)
     ]
     return {"path": str(path), "seed": record.seed, "fidelity": fidelity, "notes": record.notes}
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the block is left: an import that is cut off would leave half a module behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals go to the main thread
+        return
+    caught: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: caught.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if caught:
+        raise KeyboardInterrupt

@@ -31,10 +31,15 @@ def choose(page: Page, dropdown: str, value: str) -> None:
 
 
 def shown(page: Page, where: str) -> NDArray[np.uint8]:
-    """The pixels of the image in a part of the page."""
-    source = page.locator(f"{where} img").get_attribute("src")
-    assert source is not None
-    return np.asarray(Pillow.open(io.BytesIO(page.request.get(source).body())).convert("RGB"))
+    """The pixels of the image in a part of the page; one that is just being replaced is waited for."""
+    for _ in range(100):
+        source = page.locator(f"{where} img").get_attribute("src")
+        assert source is not None
+        response = page.request.get(source)
+        if response.ok and response.headers["content-type"].startswith("image/"):
+            return np.asarray(Pillow.open(io.BytesIO(response.body())).convert("RGB"))
+        page.wait_for_timeout(100)
+    raise AssertionError(f"{where}: {source} answers {response.status} {response.text()[:200]}")
 
 
 def canny(image_HWC: NDArray[np.uint8], low: int, high: int) -> NDArray[np.uint8]:
