@@ -91,7 +91,10 @@ def _values(path: Path, record: "Record") -> dict[str, Any]:
 
 @contextmanager
 def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits until the block is left: an import that is cut off would leave half a module behind."""
+    """Ctrl-C waits until the block is left: an import that is cut off would leave half a module behind.
+
+    Who starts this process may have blocked the signal from its very beginning; here it is let through.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield  # signals go to the main thread
         return
@@ -100,6 +103,7 @@ def interrupts_held() -> Iterator[None]:
     try:
         yield
     finally:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         signal.signal(signal.SIGINT, before)
     if caught:
         raise KeyboardInterrupt

@@ -145,7 +145,7 @@ class Trainings:
         command = [sys.executable, "-m", "cli", "train", str(train_folder.settings_of(folder))]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
-        with (folder / SAID).open("ab") as said:
+        with (folder / SAID).open("ab") as said, _interrupts_blocked():
             said.write(time.strftime(f"{ATTEMPT}%Y-%m-%d %H:%M:%S\n").encode())
             said.flush()
             self._child = subprocess.Popen(
@@ -160,3 +160,13 @@ class Trainings:
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._child.pid, NICENESS)
         os.pwrite(lock, json.dumps({"name": folder.name, "process": self._child.pid}).encode(), 0)
+
+
+@contextlib.contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """A process that is started here finds SIGINT blocked, so that a stop waits until it is ready (`core.terminal.interrupts_held`)."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 
 import pytest
 
@@ -22,6 +23,14 @@ def test_an_interrupt_waits_for_the_end_of_the_block() -> None:
         interrupted(done)
     assert done == ["after"]
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_one_that_was_blocked_before_is_let_through() -> None:
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_kill(threading.get_ident(), signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted([])
+    assert signal.SIGINT not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
 
 
 def test_an_error_inside_goes_first() -> None:

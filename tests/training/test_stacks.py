@@ -30,6 +30,7 @@ KINDS = ("canny", "depth")
 def trained(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, Any]:
     """A base, a ControlNet that was trained on edges and depth for it and then made to speak, and its task."""
     home = tmp_path_factory.mktemp("stack")
+    torch.manual_seed(0)  # of the networks' random weights
     base = BASES[request.param](home / "base")
     data, rng = home / "data", np.random.default_rng(0)
     for folder in ("images", *KINDS):
