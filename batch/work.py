@@ -171,6 +171,7 @@ class Worker:
             if len(jobs) == 1:
                 self._tell(_failed(jobs[0], error))
             else:
+                log.warning("%d pictures are drawn one by one, for together they failed: %s", len(jobs), _explained(error))
                 for job in wanted:
                     self._draw(drawer, [job], [job])
         else:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import PIL.Image
@@ -103,12 +104,12 @@ def test_where_memory_runs_out_the_bundle_is_halved(jobs: list[Job], monkeypatch
     family = renderer.base(renderer.model)
     predict, rows = family.predict, list[int]()
 
-    def narrow(x_BCHW: object, *others: object) -> object:
-        count = x_BCHW.shape[0]  # type: ignore[attr-defined]
+    def narrow(x_BCHW: Any, *others: Any) -> Any:
+        count = x_BCHW.shape[0]
         if count > 4:
             raise MemoryError
         rows.append(count)
-        return predict(x_BCHW, *others)  # type: ignore[arg-type]
+        return predict(x_BCHW, *others)
 
     some = [job.request for job in jobs if job.request.height == 64][:4]
     monkeypatch.setattr(family, "predict", narrow)
