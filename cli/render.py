@@ -51,6 +51,7 @@ def render(
     steps: Annotated[int, option("steps", SAMPLING)] = DEFAULT.steps,
     sampler: Annotated[str, option("sampler", SAMPLING, help=f"{SAMPLERS}.")] = DEFAULT.sampler,
     schedule: Annotated[str, option("schedule", SAMPLING, help=f"{SCHEDULES}.")] = DEFAULT.schedule,
+    shift: Annotated[float | None, option("shift", SAMPLING)] = DEFAULT.shift,
     eta: Annotated[float | None, option("eta", SAMPLING)] = DEFAULT.eta,
     variation_seed: Annotated[int, option("variation_seed", SAMPLING)] = DEFAULT.variation_seed,
     variation_strength: Annotated[float, option("variation_strength", SAMPLING)] = DEFAULT.variation_strength,

@@ -114,6 +114,9 @@ class RenderRequest(Frozen):
     steps: int = Field(20, ge=1, le=1000, description="sampler steps")
     sampler: str = Field("euler", description="as in `limn render --help`")
     schedule: str = Field("uniform", description="how the steps are spread over the noise levels")
+    shift: float | None = Field(
+        None, gt=0.0, le=100.0, description="factor on the noise level σ/α of every step; larger pictures want more; default: the model's"
+    )
     eta: float | None = Field(
         None, ge=0.0, le=1.0, description="noise that ddim and its like add back, from 0 to DDPM's 1; default: the sampler's"
     )

@@ -186,7 +186,7 @@ def _times(request: RenderRequest, family: Family, sampler: Sampler, size: tuple
         sampler.grid,
         steps_offset=family.steps_offset,
         end_on_first=family.end_on_first,
-        shift=shift.factor,
+        shift=shift.factor if request.shift is None else request.shift,
         terminal=shift.terminal,
     )
 

@@ -134,9 +134,10 @@ def make_times(
     """The points that a sampler walks through.
 
     steps_offset: the checkpoint's, for `leading`; end_on_first: a sampler on the table ends at its first entry instead of at the pure
-    picture (`set_alpha_to_one` is false in the checkpoint's scheduler); shift: factor on σ/α of all points, so that log-SNR falls by
-    2·log shift (see `flow_shift` and `resolution_shift`; on VP and VE the way is cut where the table ends); terminal: the σ that the
-    flow path's last step before the picture is stretched to; rho: the exponent of karras (7) and polyexponential (1).
+    picture (`set_alpha_to_one` is false in the checkpoint's scheduler); shift: factor on σ/α of all points, so that log-SNR falls by 2·log
+    shift (see `flow_shift`; size/base is the resolution shift of Hoogeboom et al., Simple diffusion, 2023, section 3.1; on VP and VE the
+    way is cut where the table ends); terminal: the σ that the flow path's last step before the picture is stretched to; rho: the exponent
+    of karras (7) and polyexponential (1).
 
     Raises:
         BadRequest: the schedule is unknown, or the path has no room for so many steps.
@@ -191,14 +192,6 @@ def check_schedule(path: Path, schedule: str) -> None:
         raise Mismatch(f"schedule {schedule!r} places levels σ/α, which is infinite where this flow model starts: {instead}")
     if path.kind == "flow" and schedule == "leading":
         raise Mismatch(f"schedule 'leading' does not start at pure noise, which this flow model must: {instead}")
-
-
-def resolution_shift(size_px: int, base_px: int) -> float:
-    """The shift that keeps the noise of a size_px picture, averaged down to base_px, where the model was trained to have it.
-
-    Source: Hoogeboom et al., Simple diffusion, 2023, section 3.1: log-SNR moves by 2·log(base/size).
-    """
-    return size_px / base_px
 
 
 def _limit(path: Path, schedule: str, grid: Grid) -> int:

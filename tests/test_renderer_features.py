@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red sphere left of a blue cube"
 LATER = (
     "vae",
+    "shift",
     "eta",
     "true_cfg_scale",
     "pag_scale",

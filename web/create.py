@@ -125,7 +125,7 @@ def _more() -> dict[str, Any]:
     with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("variation_strength", "variation_seed")}
-            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("eta", "tile_vae")}
+            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("shift", "eta", "tile_vae")}
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in GUIDANCE}
         with gr.Row():

@@ -175,6 +175,15 @@ def composed_prompts(bench: Bench) -> None:
     assert calls["base"][-1] == 3
 
 
+def shifted_steps(bench: Bench) -> None:
+    """Given as a number, the model's own shift changes nothing, and another does."""
+    request = bench.request(controls=(bench.control(),))
+    own = bench.family.shift(request.width, request.height).factor
+    plain, same, more = bench.draw(request, *(request.model_copy(update={"shift": shift}) for shift in (own, 3.0 * own)))
+    assert np.array_equal(plain, same)
+    assert far(plain, more)
+
+
 def variation_seeds(bench: Bench) -> None:
     seed, other, way, all_the_way = bench.draw(
         bench.request(),
@@ -304,6 +313,7 @@ FEATURES: dict[str, Callable[[Bench], None]] = {
     "perturbed attention": perturbed_attention,
     "prompts that change from step to step": prompt_schedules,
     "prompts joined by AND": composed_prompts,
+    "another shift of the noise levels": shifted_steps,
     "variation seeds": variation_seeds,
     "a picture of a batch is the picture alone": batches,
     "requests mixed in one batch": mixed_requests,

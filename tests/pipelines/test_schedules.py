@@ -13,7 +13,7 @@ from core.errors import BadModel, BadRequest, Mismatch
 from pipelines import samplers
 from pipelines.flow import flow_shift, flow_terminal, shifted
 from pipelines.parameterisation import Path
-from pipelines.schedules import SCHEDULES, Grid, make_times, resolution_shift
+from pipelines.schedules import SCHEDULES, Grid, make_times
 from pipelines.spacings import beta_quantile
 from tests.pipelines.oracles import SD
 
@@ -158,8 +158,7 @@ def test_a_shift_lowers_the_log_snr_by_twice_its_logarithm(path: Path, shift: fl
     assert moved.levels[-2] == pytest.approx(shift * plain.levels[-2])
 
 
-def test_the_resolution_shift_of_simple_diffusion() -> None:
-    assert 2 * math.log(resolution_shift(256, 64)) == pytest.approx(-2 * math.log(64 / 256))
+def test_a_flows_shift() -> None:
     assert shifted(0.5, 3.0) == 0.75
 
 
