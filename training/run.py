@@ -68,7 +68,10 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:
             place = place.setdefault(name, {})
             if not isinstance(place, dict):
                 raise BadRequest(f"override {override!r}: {name!r} holds a value, not keys")
-        place[last] = yaml.safe_load(text)
+        try:
+            place[last] = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BadRequest(f"override {override!r}: {text!r} is not YAML, as true, 0.5, a name or [1, 2] are") from None
     try:
         return ControlNetConfig.model_validate(values)
     except ValidationError as error:

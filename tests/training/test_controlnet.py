@@ -185,6 +185,7 @@ def test_config_overrides_and_mistakes(base: Path, dataset: Path, tmp_path: Path
         "train.step=7": "did you mean 'steps'",
         "train.steps=0": "greater than or equal to 1",
         "train.steps": "not key=value",
+        "train.steps=[7": "is not YAML",
         "base.x=1": "'base' holds a value",
         "data.width=100": "multiple of 8",
     }.items():
