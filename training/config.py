@@ -61,6 +61,13 @@ class TrainConfig(Frozen):
             raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps for the {self.schedule} schedule")
         return self
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU computes, asked for or for want of anything else. Untold, accelerate takes processes on a CPU for strangers."""
+        import torch
+
+        return self.device == "cpu" or not torch.accelerator.is_available()
+
 
 class ObjectiveConfig(Frozen):
     """Settings of the denoising loss."""

@@ -93,7 +93,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
-    state = PartialState(cpu=config.train.device == "cpu")
+    state = PartialState(cpu=config.train.on_cpu)
     engine = Engine(place_of(config, state))
     task = build_task(config, state, engine)
     if state.is_main_process:

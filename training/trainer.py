@@ -47,7 +47,7 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         OutOfMemory: a micro-batch does not fit; the message names settings that give the same result with less.
     """
     accelerator = Accelerator(
-        cpu=config.device == "cpu",
+        cpu=config.on_cpu,
         mixed_precision="no",  # autocast is entered below, so that tasks of one process may differ in it
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
