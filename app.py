@@ -30,15 +30,20 @@ def ui(
     runs: Annotated[Path, typer.Option("--runs", help="Folder for what is trained.")] = Path("runs"),
 ) -> None:
     """Open the web page on 127.0.0.1."""
+    from web.quick import without_collecting
     from web.server import check_access, private_cache, serve
-    from web.service import Service
-    from web.train_process import Trainings
-    from web.train_settings import Places
 
     login = check_access(listen, auth)
-    with private_cache(), contextlib.closing(Trainings(Places(runs, data, restricted=listen))) as trainings:
-        service = Service(model, out)
-        serve(build(service, trainings), service, port=port, listen=listen, login=login)
+    with private_cache(), contextlib.ExitStack() as ends:
+        with without_collecting():
+            from web.service import Service
+            from web.train_process import Trainings
+            from web.train_settings import Places
+
+            trainings = ends.enter_context(contextlib.closing(Trainings(Places(runs, data, restricted=listen))))
+            service = Service(model, out)
+            page = build(service, trainings)
+        serve(page, service, port=port, listen=listen, login=login)
 
 
 def build(service: "Service", trainings: "Trainings") -> Any:
@@ -48,9 +53,10 @@ def build(service: "Service", trainings: "Trainings") -> Any:
     from web import batch, compare, create, gallery, pose, train
     from web.batches import Batches
     from web.library import Library
+    from web.quick import building
     from web.words import note
 
-    with gr.Blocks(title="Limn", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
+    with building(), gr.Blocks(title="Limn", analytics_enabled=False, delete_cache=(3600, 24 * 3600)) as page:
         with gr.Row(elem_id="head"):
             gr.HTML("<h1>Limn</h1>")
             state = gr.HTML(note(f"{service.model}, loading"), elem_id="model")

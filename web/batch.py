@@ -22,7 +22,7 @@ SHOWN = 48  # results shown at once
 KEY = "limn-batch"
 
 _NEWS_S = 0.5
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 class _Batch:

@@ -10,7 +10,7 @@ from core.errors import Cancelled, LimnError
 from core.files import publish
 from core.images import encode_png, sha256_pixels
 from core.provenance import Record, read_record
-from web import compare_plot, form, grid, words
+from web import compare_plot, form, grid, held, remembered, words
 from web.handlers import Changes, Handlers
 from web.kept import keep
 from web.service import Drawing, Finished
@@ -18,7 +18,7 @@ from web.service import Drawing, Finished
 NONE = "nothing"
 WHAT = "Values between commas; seeds and steps also as 1-4. Prompt words: the first is replaced by the others. A LoRA's weight: name:0.6."
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 class _Compare:
@@ -27,10 +27,9 @@ class _Compare:
     def __init__(self, create: Handlers, parts: dict[str, Any]) -> None:
         self.create, self.parts = create, parts
 
-    def draw(self, visitor: gr.Request, *values: Any) -> Iterator[Changes]:
-        """Every picture of the comparison, one after another; the grid grows with them."""
-        given, asked = values[:6], dict(zip(self.create.parts.inputs, values[6:], strict=True))
-        service, parts = self.create.service, self.parts
+    def draw(self, visitor: gr.Request, sent: Any, *given: Any) -> Iterator[Changes]:
+        """Every picture of the comparison, one after another; the grid grows with them. given: name and values of each axis."""
+        service, parts, asked = self.create.service, self.parts, self.create.opened
         done: list[tuple[grid.Cell, Path, Record]] = []
         yield {
             parts["draw"]: gr.update(interactive=False),
@@ -38,6 +37,7 @@ class _Compare:
             parts["plot"]: gr.update(visible=False),
         }
         try:
+            asked = self.create.asked(sent)
             base = form.read_request(asked, service.out, service.model)
             axes = [grid.read_axis(str(name), str(text)) for name, text in zip(given[::2], given[1::2], strict=True) if name != NONE]
             todo = grid.cells(base, axes)
@@ -100,7 +100,7 @@ def build(tab: Any, create: Handlers) -> None:
     parts["download"] = gr.DownloadButton("Download PNG", visible=False, size="sm", elem_id="grid-download")
     keep("compare", {str(number): axis for number, axis in enumerate(axes)}, tab)
     handlers = _Compare(create, parts)
-    given = [*axes, *create.parts.inputs.values()]
-    parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, **_QUIET)
+    given = [create.parts.sent, *axes]
+    parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, js=held.all_of(remembered.KEY), **_QUIET)
     both.click(weight_and_window, None, axes, api_visibility="private", show_progress="hidden")
     stop.click(create.cancel, queue=False, **_QUIET)

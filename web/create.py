@@ -6,7 +6,7 @@ import gradio as gr
 
 from core.errors import LimnError
 from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest
-from web import remembered, units
+from web import held, remembered, units
 from web.fields import component
 from web.handlers import Handlers, Parts
 from web.service import Service
@@ -20,7 +20,8 @@ LORAS = "Beside those that the prompt names, with commas between: bold=0.8, othe
 GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
 RESULTS = ("render", "cancel", "picture", "status", "result", "after", "download", "run", "taken", "chosen", "overlay", "command", "python")
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+# Without `show_progress_on`, the page would keep the progress of every event on each of its outputs, and renew all of them for each event.
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 _DICE = "() => Math.floor(Math.random() * 2 ** 32)"
 
 
@@ -55,7 +56,7 @@ def _layout(service: Service, state: Any) -> tuple[Parts, units.Units, dict[str,
             shown, after = _results()
     after |= {"old_seed": old_seed, "beginning": beginning}
     said = {"state": state, "tokens": tokens, "doctor": doctor, "model_doctor": model_doctor}
-    return Parts(inputs=inputs, columns=made.columns, render=render, cancel=cancel, **said, **shown), made, after
+    return Parts(inputs=inputs, sent=held.carrier(), columns=made.columns, render=render, cancel=cancel, **said, **shown), made, after
 
 
 def _sampling(service: Service, model_doctor: Any) -> tuple[dict[str, Any], Any]:
@@ -184,21 +185,28 @@ def _choice(name: str) -> Any:
 
 def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
     """Which handler answers what. Only `render` is offered to other programs."""
-    inputs, every = parts.inputs, list(parts.inputs.values())
-    said = [parts.model_doctor, parts.doctor]
+    inputs, said = parts.inputs, [parts.model_doctor, parts.doctor]
+    held.hold(remembered.KEY, inputs, units.buttons())  # the first that answers a change, for events answer one after another
+    examine: dict[str, Any] = {"fn": handlers.examine, "inputs": parts.sent, "outputs": said, "js": held.sketch_of(remembered.KEY)} | _QUIET
     stored = _remember(page, parts, handlers)
     greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"], inputs["model"]], **_QUIET)
-    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(handlers.examine, every, said, **_QUIET)
-    changed = [one.change for one in every]
-    gr.on(changed, handlers.examine, every, said, trigger_mode="always_last", queue=False, **_QUIET)
-    units.wire(made, {name: inputs[name] for name in ("width", "height")})
+    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(**examine)
+    # Pressed by page.js when nothing has changed for a moment.
+    gr.Button("Examine", visible="hidden", elem_id="examine").click(trigger_mode="always_last", queue=False, **examine)
+    units.wire(made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
     kinds, networks = ([inputs[f"control.{i}.{name}"] for i in range(MAX_CONTROLS)] for name in ("kind", "model"))
     fitting: dict[str, Any] = {"inputs": [inputs["model"], *kinds], "outputs": networks} | _QUIET
     greeted.then(handlers.offer_networks, **fitting)
     gr.on([one.change for one in (inputs["model"], *kinds)], handlers.offer_networks, trigger_mode="always_last", queue=False, **fitting)
     inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
-    outputs = [getattr(parts, name) for name in RESULTS]
-    parts.render.click(handlers.render, every, outputs, concurrency_limit=None, show_progress="hidden", api_name="render")
+    _wire_results(parts, made, after, handlers)
+
+
+def _wire_results(parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
+    """How a picture comes to be, and what can be done with it."""
+    inputs, outputs = parts.inputs, [getattr(parts, name) for name in RESULTS]
+    shown: dict[str, Any] = {"js": held.all_of(remembered.KEY), "show_progress": "hidden", "show_progress_on": [], "api_name": "render"}
+    parts.render.click(handlers.render, parts.sent, outputs, concurrency_limit=None, **shown)
     parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
     parts.run.select(handlers.choose, parts.taken, outputs, **_QUIET)
     for name in ("reuse_seed", "old_seed"):
@@ -217,17 +225,7 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
 
 def _remember(page: Any, parts: Parts, handlers: Handlers) -> Any:
     """Settings are stored in the browser whenever one changes, and read when the page opens; the event that ends the reading."""
-    stored = gr.BrowserState(None, storage_key=remembered.KEY, secret=remembered.KEY)
-    names = remembered.kept(list(parts.inputs))
-    ours = [parts.inputs[name] for name in names]
-    gr.on(
-        [one.change for one in ours],
-        None,
-        [stored, *ours],
-        stored,
-        js=remembered.script(names),
-        trigger_mode="always_last",
-        api_visibility="private",
-    )
-    read = page.load(handlers.remember, stored, [*parts.columns, *parts.inputs.values()], **_QUIET)
-    return read.then(None, None, None, js="() => { window.limnHasRemembered = true; }", api_visibility="private")
+    key, names = remembered.KEY, remembered.kept(list(parts.inputs))
+    script = held.begin(key, remembered.version(), names, parts.inputs)
+    read = page.load(handlers.remember, parts.sent, [*parts.columns, *parts.inputs.values()], js=script, **_QUIET)
+    return read.then(None, None, None, js=held.begun(key), api_visibility="private")

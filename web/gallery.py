@@ -14,7 +14,7 @@ from web.upload import upload_file
 PAGE = 48  # pictures shown at once
 SEARCH = "blue cube kind:depth fidelity>0.5"
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 class _Gallery:

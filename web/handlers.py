@@ -11,7 +11,7 @@ import controls
 from core.errors import Cancelled, LimnError
 from core.provenance import read_record
 from core.request import MAX_CONTROLS
-from web import form, pictures, remembered, words
+from web import form, held, pictures, remembered, words
 from web.fields import settings_of
 from web.service import Drawing, Finished, Service
 from web.settings import pool
@@ -22,9 +22,10 @@ NOTHING: Changes = gr.skip()  # an empty dictionary would be taken for a value
 
 @dataclass(frozen=True, eq=False)
 class Parts:
-    """Create's components. inputs: by the names that `web.form` reads; columns: each control unit's part of the page."""
+    """Create's components. inputs: by the names that `web.form` reads; sent: what carries all their values; columns: each unit's part."""
 
     inputs: dict[str, Any]
+    sent: Any
     columns: list[Any]
     state: Any
     tokens: Any
@@ -46,13 +47,14 @@ class Parts:
 
 
 class Handlers:
-    """Create's behaviour. `values` are those of `Parts.inputs`, in order; outputs are named by component.
+    """Create's behaviour. `sent` are the values of `Parts.inputs`, by name (see `web.held`); outputs are named by component.
 
     `taken` are the files of this run's pictures and `chosen` is the one that is shown: both stay on the server.
     """
 
     def __init__(self, service: Service, parts: Parts) -> None:
         self.service, self.parts = service, parts
+        self.opened = held.opened(parts.inputs)
 
     def greet(self) -> Iterator[Changes]:
         """On opening: the choices that need the libraries loaded, and how far the model is."""
@@ -93,10 +95,11 @@ class Handlers:
             changes[self.parts.inputs[name]] = gr.update(choices=[values[name]], value=values[name])
         return changes
 
-    def examine(self, *values: Any) -> tuple[Any, str]:
+    def examine(self, sent: Any) -> tuple[Any, str]:
         """What will be wrong with the request: about the model, and about everything else."""
-        asked = self._named(values)
+        asked = self.opened
         try:
+            asked = self.asked(sent)
             found = self.service.examine(form.sketch_request(asked, self.service.model)) or []
         except LimnError as error:
             return NOTHING, words.findings([(self.plain(error, asked), True)])
@@ -105,11 +108,11 @@ class Handlers:
         about_rest = dict.fromkeys((text, error) for of_model, text, error in sentences if not of_model)
         return words.findings(list(about_model)), words.findings(list(about_rest))
 
-    def render(self, visitor: gr.Request, *values: Any) -> Iterator[Changes]:
+    def render(self, visitor: gr.Request, sent: Any) -> Iterator[Changes]:
         """The request drawn: waiting, step after step with previews, then the pictures, or one sentence that says why not."""
-        asked = self._named(values)
-        shown = None
+        asked, shown = self.opened, None
         try:
+            asked = self.asked(sent)
             request = form.read_request(asked, self.service.out, self.service.model)
             job = self.service.submit(request, str(visitor.session_hash))
             yield self._busy() | {self.parts.result: "", self.parts.after: gr.update(visible=False)}
@@ -241,8 +244,13 @@ class Handlers:
     def _idle(self) -> Changes:
         return {self.parts.render: gr.update(interactive=True), self.parts.cancel: gr.update(interactive=False)}
 
-    def _named(self, values: tuple[Any, ...]) -> dict[str, Any]:
-        return dict(zip(self.parts.inputs, values, strict=True))
+    def asked(self, sent: Any) -> dict[str, Any]:
+        """What Create's inputs hold, by name.
+
+        Raises:
+            BadRequest: what was sent is not that.
+        """
+        return held.read(sent, self.opened)
 
     def plain(self, error: LimnError | str, asked: dict[str, Any]) -> str:
         """The error in the visitor's terms: controls are counted from 1, an upload is known by its own name, not by where it lies."""

@@ -29,7 +29,7 @@ STANDING = (
 )  # fmt: skip
 HELP = "Drag a joint; with Shift, the whole person. Double-click hides a joint. Keys: arrows move the joint, N takes the next one."
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 class _Pose:

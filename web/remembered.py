@@ -28,13 +28,6 @@ def kept(names: Sequence[str]) -> list[str]:
     return [name for name in names if name.rpartition(".")[2] not in _PICTURES]
 
 
-def script(names: Sequence[str]) -> str:
-    """The browser's part: (what is stored, the inputs' values) → what is to be stored; nothing new before what was there has been read."""
-    return f"""(stored, ...values) => window.limnHasRemembered
-      ? {{version: {version()!r}, values: Object.fromEntries({json.dumps(list(names))}.map((name, i) => [name, values[i]]))}}
-      : stored"""
-
-
 def read(stored: Any) -> dict[str, Any]:
     """Values for the page's inputs from what a browser had stored; whatever is not as it should be is left out."""
     if not isinstance(stored, dict) or stored.get("version") != version() or not isinstance(stored.get("values"), dict):

@@ -14,22 +14,13 @@ from typing import Any
 
 from core.errors import BadRequest
 from core.images import MAX_BYTES
+from web.quick import building, without_collecting
 from web.service import CAPACITY, Service
 
-LOCAL = "127.0.0.1"
+LOCAL, LISTENED = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS = 7860, 20
 FIRST_LOOK_S = 3.0  # so long the model waits for a first visitor
-LOOK = Path(__file__).parent / "page.css"
-
-# Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
-_HEAD = """<script>
-addEventListener("keydown", (event) => {
-  if (!event.ctrlKey || event.key !== "Enter") return;
-  event.preventDefault();
-  if (document.activeElement) document.activeElement.blur();
-  document.querySelector("#render").click();
-}, true);
-</script>"""
+LOOK, SCRIPT = (Path(__file__).parent / name for name in ("page.css", "page.js"))
 
 _FETCHING = re.compile(r"/proxy=|/file=\w+:")
 
@@ -87,18 +78,34 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
     Raises:
         BadRequest: the port is taken.
     """
+    port = _free_port(LISTENED if listen else LOCAL, port)
+    with without_collecting():
+        _open(page, port, listen=listen, login=login)
+    print(f"Limn is at http://{LOCAL}:{port} (Ctrl-C stops it)", flush=True)
+    try:
+        with contextlib.suppress(KeyboardInterrupt):
+            # Whoever looks sees the page sooner when the model is not loaded at the same time.
+            service.asked.wait(FIRST_LOOK_S)
+            service.start()
+            threading.Event().wait()
+    finally:
+        service.close()
+        page.close(verbose=False)
+
+
+def _open(page: Any, port: int, *, listen: bool, login: tuple[str, str] | None) -> None:
+    """The page on its port."""
     import gradio as gr
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
-    host = "0.0.0.0" if listen else LOCAL
-    port = _free_port(host, port)
     # A page elsewhere could have its own name point to this machine; we answer to no name but ours.
     guards = [Middleware(NoFetching)] + [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"])] * (not listen)
-    page.queue(max_size=CAPACITY)
+    with building():
+        page.queue(max_size=CAPACITY)
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     page.launch(
-        server_name=host,
+        server_name=LISTENED if listen else LOCAL,
         server_port=port,
         auth=login,
         share=False,
@@ -118,18 +125,8 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
             font_mono=["ui-monospace", "monospace"],
         ),
         css_paths=LOOK,
-        head=_HEAD,
+        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
     )
-    print(f"Limn is at http://{LOCAL}:{port} (Ctrl-C stops it)", flush=True)
-    try:
-        with contextlib.suppress(KeyboardInterrupt):
-            # Whoever looks sees the page sooner when the model is not loaded at the same time.
-            service.asked.wait(FIRST_LOOK_S)
-            service.start()
-            threading.Event().wait()
-    finally:
-        service.close()
-        page.close(verbose=False)
 
 
 def _free_port(host: str, port: int | None) -> int:

@@ -1,5 +1,6 @@
 """The control units: eight of them, made beforehand and hidden, so that adding one costs nothing and loses no text."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import gradio as gr
 import controls
 from core.errors import LimnError
 from core.request import MAX_CONTROLS, ControlUnit
-from web import form, words
+from web import form, held, remembered, words
 from web.fields import component, prepared, settings_of
 from web.handlers import Changes
 from web.settings import pool
@@ -19,7 +20,7 @@ from web.widgets import painter, window
 NETWORK = "By default the one that belongs to the model and the kind."
 LEVELS = "A factor for each of its levels, outermost first, with spaces between; empty for 1 everywhere."
 FIRST = "canny"
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 _ADD = """(...on) => {
   const i = on.indexOf(false);
@@ -59,38 +60,48 @@ def layout() -> Units:
     return Units(inputs, columns, maps, notes, add, removes, lasts)
 
 
-def wire(units: Units, size: dict[str, Any]) -> None:
-    """What the units do on their own. size: the inputs `width` and `height`."""
+def wire(units: Units, size: dict[str, Any], sent: Any) -> None:
+    """What the units do on their own. size: the inputs `width` and `height`; sent: what carries what inputs hold (see `web.held`)."""
     on = [units.inputs[f"control.{i}.on"] for i in range(MAX_CONTROLS)]
     units.add.click(None, on, [*on, *units.columns], js=_ADD, api_visibility="private")
+    every = []
     for i in range(MAX_CONTROLS):
         prefix = f"control.{i}."
-        own = {name: one for name, one in units.inputs.items() if name.startswith(prefix)}
-        kind, image, ready = (own[f"{prefix}{name}"] for name in ("kind", "image", "ready"))
-        handlers = _UnitHandlers(i, [*own, *size], ready, units.maps[i], units.notes[i])
-        units.removes[i].click(None, None, [on[i], units.columns[i], image, own[f"{prefix}painting"]], js=_REMOVE, api_visibility="private")
-        given, shown = [*own.values(), *size.values()], [units.maps[i], units.notes[i]]
-        kind.input(handlers.show_settings, kind, [own[f"{prefix}{slot}"] for slot in pool()], **_QUIET).then(
-            handlers.show_map, given, shown, **_QUIET
-        )
-        image.upload(handlers.notice_map, [kind, image], ready, **_QUIET)
-        shaping = ("ready", "image", "resize", "processor_px", *pool())
-        gr.on(
-            [one.change for one in (*(own[f"{prefix}{name}"] for name in shaping), *size.values())],
-            handlers.show_map,
-            given,
-            shown,
-            trigger_mode="always_last",
-            concurrency_limit=4,
-            **_QUIET,
-        )
+        own = {name.removeprefix(prefix): one for name, one in units.inputs.items() if name.startswith(prefix)}
+        kind, image = own["kind"], own["image"]
+        every.append(handlers := _UnitHandlers(i, units.inputs, size, units.maps[i], units.notes[i]))
+        units.removes[i].click(None, None, [on[i], units.columns[i], image, own["painting"]], js=_REMOVE, api_visibility="private")
+        shown: dict[str, Any] = {"inputs": sent, "outputs": [units.maps[i], units.notes[i]]}
+        shown |= {"js": held.some_of(remembered.KEY, prefix, *size)} | _QUIET
+        kind.input(handlers.show_settings, kind, [own[slot] for slot in pool()], **_QUIET).then(handlers.show_map, **shown)
+        image.upload(handlers.notice_map, [kind, image], own["ready"], **_QUIET)
+        again = gr.Button("Map", visible="hidden", elem_id=_button(i))
+        again.click(handlers.show_map, trigger_mode="always_last", concurrency_limit=4, **shown)
+
+    def show_maps(sent: Any) -> Changes:
+        """All units' maps."""
+        return {component: news for handlers in every for component, news in handlers.show_map(sent).items()}
+
+    shown = {"inputs": sent, "outputs": [*units.maps, *units.notes], "js": held.some_of(remembered.KEY, "control.", *size)} | _QUIET
+    gr.on([one.change for one in size.values()], show_maps, trigger_mode="always_last", **shown)
+
+
+def buttons() -> dict[str, str]:
+    """For every input on which a control's map depends, the button that is pressed when it changes."""
+    shaping = ("ready", "image", "painting", "resize", "processor_px", *pool())
+    return {f"control.{i}.{name}": _button(i) for i in range(MAX_CONTROLS) for name in shaping}
+
+
+def _button(index: int) -> str:
+    return f"draw-map-{index}"
 
 
 class _UnitHandlers:
-    """The behaviour of one unit. `names` are those of the values it is given."""
+    """The behaviour of one unit. inputs, size: whose values, by name, decide about its map."""
 
-    def __init__(self, index: int, names: list[str], ready: Any, map_: Any, note: Any) -> None:
-        self.index, self.names, self.ready, self.map, self.note = index, names, ready, map_, note
+    def __init__(self, index: int, inputs: Mapping[str, Any], size: Mapping[str, Any], map_: Any, note: Any) -> None:
+        self.index, self.map, self.note = index, map_, note
+        self._known = held.opened(inputs) | held.opened(size)
 
     def show_settings(self, kind: str) -> list[Any]:
         """The chosen kind's own settings."""
@@ -104,12 +115,13 @@ class _UnitHandlers:
             finished = None
         return gr.skip() if finished is None else finished
 
-    def show_map(self, *values: Any) -> Changes:
+    def show_map(self, sent: Any) -> Changes:
         """The map as the network will see it."""
-        asked = dict(zip(self.names, values, strict=True))
-        image = asked[f"control.{self.index}.image"]
-        hidden = {f"{Path(image).parent}/": ""} if image else {}
+        hidden: dict[str, str] = {}
         try:
+            asked = held.read(sent, self._known)
+            if image := asked[f"control.{self.index}.image"]:
+                hidden = {f"{Path(image).parent}/": ""}
             prepared_map = form.read_map(asked, self.index)
         except LimnError as error:
             text = words.plain(str(error), {f"controls.{self.index}.": ""} | hidden)

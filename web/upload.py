@@ -34,5 +34,5 @@ def _local_only(move: Callable[[Any, Any], Any]) -> Any:
 # Replaced on the classes: Gradio makes a component anew, from its class, for every session in which one of its properties was updated.
 # A class of our own would make Gradio write a stub file beside this module.
 gr.Image.preprocess = _path
-for _component in (gr.Image, gr.File):
+for _component in (gr.Image, gr.File, gr.JSON):
     _component.async_move_resource_to_block_cache = _local_only(_component.async_move_resource_to_block_cache)

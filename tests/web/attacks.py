@@ -46,14 +46,14 @@ _ADDRESSES = (
     "gopher://127.0.0.1:1/",
 )
 _FORGED: tuple[tuple[str, Any], ...] = (
-    ("kind-0", "no-such-kind"),
-    ("kind-0", "../canny"),
-    ("kind-0", ["canny"]),
+    ("control.0.kind", "no-such-kind"),
+    ("control.0.kind", "../canny"),
+    ("control.0.kind", ["canny"]),
     ("sampler", "__import__('os')"),
     ("sampler", {"a": 1}),
     ("schedule", "nope"),
-    ("resize-0", "stretch"),
-    ("mode-0", "loud"),
+    ("control.0.resize", "stretch"),
+    ("control.0.mode", "loud"),
     ("width", 1_000_000),
     ("width", -8),
     ("width", "128; rm"),
@@ -65,22 +65,24 @@ _FORGED: tuple[tuple[str, Any], ...] = (
     ("seed", -1),
     ("seed", 2**64),
     ("seed", "x"),
-    ("guidance", 1e9),
-    ("base", "/etc/passwd"),
-    ("base", "../../../../etc"),
-    ("base", "http://127.0.0.1:1/model.safetensors"),
-    ("base", "https://example.com/evil.ckpt"),
-    ("base", "evil.pt"),
-    ("base", "evil.ckpt"),
-    ("base", "x" * 5000),
-    ("base", "\0"),
+    ("guidance_scale", 1e9),
+    ("model", "/etc/passwd"),
+    ("model", "../../../../etc"),
+    ("model", "http://127.0.0.1:1/model.safetensors"),
+    ("model", "https://example.com/evil.ckpt"),
+    ("model", "evil.pt"),
+    ("model", "evil.ckpt"),
+    ("model", "x" * 5000),
+    ("model", "\0"),
     ("prompt", {"__class__": 1}),
+    ("__class__", 1),
+    ("controls", [{"kind": "canny", "image": "/etc/passwd"}]),
     ("prompt", "(" * 5000),
-    ("window-0", [2, 3]),
-    ("window-0", "0-1"),
-    ("painting-0", "/etc/passwd"),
-    ("painting-0", "data:image/png;base64,AAAA"),
-    ("painting-0", "data:text/html;base64,PHNjcmlwdD4="),
+    ("control.0.window", [2, 3]),
+    ("control.0.window", "0-1"),
+    ("control.0.painting", "/etc/passwd"),
+    ("control.0.painting", "data:image/png;base64,AAAA"),
+    ("control.0.painting", "data:text/html;base64,PHNjcmlwdD4="),
 )
 
 
@@ -112,21 +114,23 @@ def ask(port: int, attack: Attack) -> tuple[int, bytes]:
     return status, body
 
 
-def attacks(port: int) -> Iterator[Attack]:
-    """Everything that is tried on the page at this port."""
+def attacks() -> Iterator[Attack]:
+    """Everything that is tried on the page."""
     for route in _ROUTES:
         for file in _FILES:
             yield Attack(f"path {route}{file}", "GET", route + file.replace(" ", "%20"))
     for address in _ADDRESSES:
         yield Attack(f"address file={address}", "GET", f"/gradio_api/file={address}")
         yield Attack(f"address proxy={address}", "GET", f"/gradio_api/proxy={address}")
-        for field in ("image-0", "init-image"):
-            yield _call(port, f"address in {field}: {address}", {field: _file(address, url=address)})
+        for field in ("control.0.image", "init_image"):
+            yield _call(f"address in {field}: {address}", {field: _file(address, url=address)})
     for file in ("/etc/passwd", str(ROOT / "examples" / "runner.png"), "../../etc/passwd", "/dev/zero", "/proc/self/mem"):
-        for field in ("image-0", "init-image"):
-            yield _call(port, f"file in {field}: {file}", {field: _file(file)})
+        for field in ("control.0.image", "init_image"):
+            yield _call(f"file in {field}: {file}", {field: _file(file)})
+            yield _call(f"path in {field}: {file}", {field: file})
+            yield _call(f"path without its mark in {field}: {file}", {field: {"path": file}})
     for field, value in _FORGED:
-        yield _call(port, f"forged {field} = {value!r:.50}", {field: value})
+        yield _call(f"forged {field} = {value!r:.50}", {field: value})
     for host in ("evil.example", "127.0.0.1.evil.example", "localhost.evil.example:80"):
         yield Attack(f"host {host}", "GET", "/", headers=(("Host", host),))
     for name in ("../../../../tmp/limn-evil.png", "/tmp/limn-evil.png", "..\\..\\limn-evil.png", "limn\0evil.png"):
@@ -140,7 +144,7 @@ def attacks(port: int) -> Iterator[Attack]:
 def replay(port: int) -> tuple[int, list[str]]:
     """How many attacks were refused, and the names of those that were not."""
     refused, through = 0, []
-    for attack in attacks(port):
+    for attack in attacks():
         status, body = ask(port, attack)
         if attack.succeeded(status, body):
             through.append(f"{attack.name}: {status} {body[:80]!r}")
@@ -157,20 +161,9 @@ def _file(path: str, url: str | None = None) -> dict[str, Any]:
     return {"path": path, "url": url, "meta": {"_type": "gradio.FileData"}}
 
 
-def _call(port: int, name: str, changed: dict[str, Any]) -> Attack:
-    """A request for a picture, as the page would send it but for what is changed, by element id."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/config")
-    config = json.loads(connection.getresponse().read())
-    connection.close()
-    (call,) = [one for one in config["dependencies"] if one["api_name"] == "render"]
-    components = {one["id"]: one["props"] for one in config["components"]}
-    ids = [components[number].get("elem_id") for number in call["inputs"]]
-    data = [components[number].get("value") for number in call["inputs"]]
-    data[ids.index("steps")] = 1
-    for field, value in changed.items():
-        data[ids.index(field)] = value
-    body = json.dumps({"data": data}).encode()
+def _call(name: str, changed: dict[str, Any]) -> Attack:
+    """A request for a picture, as the page would send it but for what is changed."""
+    body = json.dumps({"data": [{"steps": 1} | changed]}).encode()
     return Attack(name, "POST", "/gradio_api/call/render", body, (("Content-Type", "application/json"),), _drawn)
 
 

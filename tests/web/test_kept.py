@@ -21,4 +21,5 @@ FIELDS = {"steps": None, "name": None}
     ],
 )
 def test_only_plain_values_of_known_fields_come_back(stored: Any, found: dict[str, Any]) -> None:
-    assert kept.read(stored, FIELDS) == found
+    assert kept.read({"version": "", "values": stored}, FIELDS) == found
+    assert kept.read(stored, FIELDS) == {}

@@ -1,0 +1,64 @@
+// What the page holds, by tab and name. Every input tells when it changes, so that an event sends all of a tab as one value: as inputs of
+// an event, Gradio would look for each of them in the whole page, several times, and show the event's progress on all of them.
+window.limn = (() => {
+  const QUIET_MS = 120, HEAD = 64; // so long nothing has changed; of a painting this much says what it is
+  const tabs = {}, presses = {};
+  let timer = 0;
+
+  const tab = (name) => (tabs[name] ??= { values: {}, names: [], version: "", open: false });
+  const read = (key) => {
+    try { return JSON.parse(localStorage.getItem(key)); } catch { return null; } // nothing is stored, or not by us
+  };
+  const save = (key) => {
+    const { values, names, version, open } = tabs[key];
+    const kept = Object.fromEntries(names.filter((name) => name in values).map((name) => [name, values[name]]));
+    try { if (open) localStorage.setItem(key, JSON.stringify({ version, values: kept })); } catch { /* a full or forbidden store */ }
+  };
+  const rest = () => {
+    Object.keys(tabs).forEach(save);
+    document.querySelector("#examine")?.click();
+  };
+  const arrived = () => new Promise((done) => setTimeout(done, 0));
+
+  return {
+    // An input's new value, and the button that is pressed for it, once for all that changes at the same time.
+    hold(key, name, value, button) {
+      tab(key).values[name] = value;
+      clearTimeout(timer);
+      timer = setTimeout(rest, QUIET_MS);
+      if (!button) return;
+      clearTimeout(presses[button]);
+      presses[button] = setTimeout(() => document.getElementById(button)?.click(), 0);
+    },
+    // What was stored when the page was left. `initial`: the inputs as they were made; `names`: those that are stored, from `open` on.
+    begin(key, version, names, initial) {
+      const own = Object.assign(tab(key), { version, names });
+      own.values = { ...initial, ...own.values };
+      return read(key);
+    },
+    open(key) { tab(key).open = true; },
+    // Everything, when the changes on their way have arrived.
+    async all(key) {
+      await arrived();
+      return { ...tab(key).values };
+    },
+    // The same, with the beginning of each painting alone.
+    async sketch(key) {
+      const short = (value) => (typeof value === "string" && value.startsWith("data:") ? value.slice(0, HEAD) : value);
+      return Object.fromEntries(Object.entries(await limn.all(key)).map(([name, value]) => [name, short(value)]));
+    },
+    // Values whose names begin so.
+    async some(key, ...beginnings) {
+      const found = Object.entries(await limn.all(key));
+      return Object.fromEntries(found.filter(([name]) => beginnings.some((beginning) => name.startsWith(beginning))));
+    },
+  };
+})();
+
+// Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
+addEventListener("keydown", (event) => {
+  if (!event.ctrlKey || event.key !== "Enter") return;
+  event.preventDefault();
+  if (document.activeElement) document.activeElement.blur();
+  document.querySelector("#render").click();
+}, true);
