@@ -5,9 +5,9 @@ unit 2, and `control.2.slider 0` one of its kind's own settings (see `web.settin
 by the models again.
 """
 
-import base64
-import binascii
+import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from pydantic import ValidationError
 import controls
 from batch.rows import parse_lora
 from controls.prepare import Prepared, load_map
-from core.errors import BadImage, BadRequest
-from core.files import publish, sha256_file
-from core.images import decode, encode_png, sha256_pixels
+from core.control import Image
+from core.errors import BadRequest
+from core.files import sha256_file
+from core.images import decode, encode_png
 from core.provenance import Record
 from core.request import MAX_CONTROLS, ControlUnit, Frozen, Hires, Inversion, LoraUnit, RenderRequest, build_request, explain
+from web import painting
 from web.settings import slots, typed
 
 Values = Mapping[str, Any]
@@ -28,7 +30,6 @@ Values = Mapping[str, Any]
 # Parts of a request that are there when their switch is on: `hires.on`, `hires.scale`, …
 SWITCHED: Mapping[str, type[Frozen]] = {"hires": Hires, "inversion": Inversion}
 PAINTED = Path(__file__)  # stands for what is painted where only the presence of a file counts
-_PAINTED = "data:image/png;base64,"
 
 
 def read_request(values: Values, out: Path, model: str) -> RenderRequest:
@@ -46,7 +47,7 @@ def read_request(values: Values, out: Path, model: str) -> RenderRequest:
     if values.get("init_image"):
         asked["init_image"] = keep_picture(Path(values["init_image"]), out)
         if values.get("mask"):
-            asked["mask"] = keep_painting(values["mask"], out)
+            asked["mask"] = painting.keep(painting.on_black(values["mask"]), out)
     return build_request(asked)
 
 
@@ -57,8 +58,7 @@ def sketch_request(values: Values, model: str) -> RenderRequest:
         BadRequest: a value is refused.
     """
     asked = _plain_fields(values, model)
-    units = [(_unit(values, i), values.get(f"control.{i}.image")) for i in range(MAX_CONTROLS) if _is_given(values, i)]
-    asked["controls"] = [unit if image else unit.model_copy(update={"image": PAINTED, "ready": True}) for unit, image in units]
+    asked["controls"] = [_drawn_unit(values, i) for i in range(MAX_CONTROLS) if _is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = Path(values["init_image"])
         if values.get("mask"):
@@ -72,10 +72,11 @@ def read_unit(values: Values, index: int, out: Path) -> ControlUnit:
     Raises:
         BadRequest, BadImage: a value or a picture is refused.
     """
-    unit, painted = _unit(values, index), values.get(f"control.{index}.painting")
-    if not values[f"control.{index}.image"]:
-        return unit.model_copy(update={"image": keep_painting(painted, out), "ready": True})
-    region = None if not painted else keep_painting(painted, out)
+    unit, drawn_HWC = _drawn_unit(values, index), _drawn_picture(values, index)
+    if drawn_HWC is not None:
+        return unit.model_copy(update={"image": painting.keep(drawn_HWC, out)})
+    painted = values.get(f"control.{index}.painting")
+    region = None if not painted else painting.keep(painting.on_black(painted), out)
     return unit.model_copy(update={"image": keep_picture(unit.image, out), "mask": region})
 
 
@@ -94,10 +95,17 @@ def read_map(values: Values, index: int) -> Prepared | None:
     Raises:
         BadRequest, BadImage: a value or the picture is refused.
     """
-    if not values[f"control.{index}.image"]:
+    if not (values[f"control.{index}.image"] or values.get(f"control.{index}.painting")):
         return None
     size = build_request({"width": values["width"], "height": values["height"]})
-    return load_map(_unit(values, index), size.width, size.height)
+    unit, drawn_HWC = _drawn_unit(values, index), _drawn_picture(values, index)
+    if drawn_HWC is None:
+        return load_map(unit, size.width, size.height)
+    with tempfile.TemporaryDirectory(prefix="limn-drawn-") as folder:
+        path = Path(folder) / "drawing.png"
+        path.write_bytes(encode_png(drawn_HWC))
+        prepared = load_map(unit.model_copy(update={"image": path}), size.width, size.height)
+    return prepared if not unit.ready else replace(prepared, warnings=())  # what is drawn here is meant as it is
 
 
 def looks_finished(kind: str, image: Path) -> bool | None:
@@ -115,30 +123,7 @@ def keep_picture(path: Path, out: Path) -> Path:
 
     What the file said besides its pixels (place, camera, name) is not kept.
     """
-    image_HWC = decode(path)
-    kept = out / "controls" / f"{sha256_pixels(image_HWC)[:24]}.png"
-    if not kept.exists():
-        publish(kept, encode_png(image_HWC))
-    return kept
-
-
-def keep_painting(painted: Any, out: Path) -> Path:
-    """What was painted on the page (a PNG as `data:` address, white on black), published as `keep_picture` does.
-
-    Raises:
-        BadImage: it is no such PNG.
-    """
-    try:
-        data = base64.b64decode(str(painted).removeprefix(_PAINTED), validate=True)
-    except (binascii.Error, ValueError):
-        data = b""
-    if not str(painted).startswith(_PAINTED) or not data:
-        raise BadImage("what was painted did not arrive as a PNG: clear it and paint it again")
-    image_HWC = decode(data)
-    kept = out / "controls" / f"{sha256_pixels(image_HWC)[:24]}.png"
-    if not kept.exists():
-        publish(kept, encode_png(image_HWC))
-    return kept
+    return painting.keep(decode(path), out)
 
 
 def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tuple[dict[str, Any], list[str]]:
@@ -162,7 +147,7 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
     if request.init_image is not None and values["init_image"] is None:
         lost.append("the picture it began from")
     mask = _found(request.mask, out, record.mask_sha256 if record else None) if values["init_image"] else None
-    values["mask"] = "" if mask is None else painting(Path(mask))
+    values["mask"] = "" if mask is None else painting.as_region(Path(mask))
     for i, unit in enumerate(request.controls):
         known = record.controls[i] if record else None
         image = _found(unit.image, out, known.source_sha256 if known else None)
@@ -170,7 +155,7 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
             lost.append(f"the picture of control {i + 1} ({unit.kind})")
         region = _found(unit.mask, out, known.mask_sha256 if known else None)
         values |= {f"control.{i}.{name}": getattr(unit, name) for name in ("kind", "ready", "weight", "mode", "resize", "processor_px")}
-        values |= {f"control.{i}.image": image, f"control.{i}.painting": "" if region is None else painting(Path(region))}
+        values |= {f"control.{i}.image": image, f"control.{i}.painting": "" if region is None else painting.as_region(Path(region))}
         values |= {f"control.{i}.window": [unit.start, unit.end], f"control.{i}.model": unit.model or "", f"control.{i}.on": True}
         values[f"control.{i}.layer_weights"] = " ".join(f"{weight:g}" for weight in unit.layer_weights)
         params = controls.get(unit.kind).parse_params(unit.params)
@@ -183,11 +168,6 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
 def lora_text(lora: LoraUnit) -> str:
     """A LoRA as it is typed: `bold=0.8`, or `bold=0.8:0.5` with a weight of its own for the text encoders."""
     return f"{lora.name}={lora.weight:g}" + ("" if lora.text_weight is None else f":{lora.text_weight:g}")
-
-
-def painting(path: Path) -> str:
-    """A mask as the page's painting."""
-    return _PAINTED + base64.b64encode(encode_png(decode(path))).decode()
 
 
 def _plain_fields(values: Values, model: str) -> dict[str, Any]:
@@ -227,6 +207,25 @@ def _unit(values: Values, index: int) -> ControlUnit:
         return ControlUnit.model_validate(asked)
     except ValidationError as error:
         raise BadRequest(f"controls.{index}.{explain(error)}") from None
+
+
+def _drawn_unit(values: Values, index: int) -> ControlUnit:
+    """A control unit whose map is finished where it is drawn; without a picture, `PAINTED` stands for what is drawn."""
+    unit, painted = _unit(values, index), values.get(f"control.{index}.painting")
+    given = bool(values[f"control.{index}.image"])
+    if given and (not painted or painting.drawn(painted) != "map"):
+        return unit
+    return unit.model_copy(update={"ready": True} | ({} if given else {"image": PAINTED}))
+
+
+def _drawn_picture(values: Values, index: int) -> Image | None:
+    """A control's picture as it is drawn on the page, RGB uint8 HWC; None where the upload is the picture."""
+    painted, given = values.get(f"control.{index}.painting"), values[f"control.{index}.image"]
+    if painted and (not given or painting.drawn(painted) == "map"):
+        return painting.on_black(painted)
+    if painted and painting.drawn(painted) == "picture":
+        return painting.on_picture(painted, decode(Path(given)))
+    return None
 
 
 def _found(path: Path | None, out: Path, sha256: str | None = None) -> str | None:

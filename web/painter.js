@@ -1,22 +1,41 @@
 const root = element.querySelector(".painter"), easel = root.querySelector(".easel"), canvas = root.querySelector("canvas");
-const [size, erase] = root.querySelectorAll("input"), pen = canvas.getContext("2d");
-let own = "", source = null, arrived = 0, last = null;
+const [size, erase, colour] = root.querySelectorAll("input"), pen = canvas.getContext("2d"), use = root.querySelector("select");
+let own = "", source = null, arrived = 0, last = null, touched = false;
 
 const side = (id) => +(document.querySelector(`#${id} input`)?.value ?? 0) || 128;
-const publish = () => {
-  const mask = document.createElement("canvas");
-  [mask.width, mask.height] = [canvas.width, canvas.height];
-  const ink = mask.getContext("2d");
-  ink.fillRect(0, 0, mask.width, mask.height);
-  ink.drawImage(canvas, 0, 0);
-  props.value = own = mask.toDataURL("image/png");
+const sheet = (height) => {
+  const made = document.createElement("canvas");
+  [made.width, made.height] = [canvas.width, height];
+  return [made, made.getContext("2d")];
 };
+// What the strokes are to be: a region; without a picture always the map itself; over one as it is chosen. See web/painting.py.
+const how = () => (use ? (source ? use.value : "map") : "region");
+const publish = () => {
+  const drawn = how(), { height } = canvas;
+  const [cover, white] = sheet(height), [made, ink] = sheet(drawn === "picture" ? 2 * height : height);
+  white.drawImage(canvas, 0, 0);
+  white.globalCompositeOperation = "source-in";
+  white.fillStyle = "white";
+  white.fillRect(0, 0, cover.width, height);
+  ink.fillRect(0, 0, made.width, made.height);
+  ink.drawImage(drawn === "region" ? cover : canvas, 0, 0);
+  if (drawn === "picture") ink.drawImage(cover, 0, height);
+  const address = made.toDataURL("image/png");
+  props.value = own = drawn === "region" ? address : address.replace(";", `;drawn=${drawn};`);
+};
+const show = () => {
+  root.dataset.how = how();
+  if (!touched) size.value = how() === "region" ? 20 : 4;
+  root.classList.toggle("alone", !source);
+};
+const changed = () => { show(); if (own) publish(); };
 const clear = () => { pen.clearRect(0, 0, canvas.width, canvas.height); props.value = own = ""; };
 // A mask that comes from the server: white becomes ink, black becomes nothing.
 const load = () => {
   if (props.value === own) return;
   own = props.value ?? "";
   arrived = Date.now();
+  if (use && own) use.value = "region";
   if (!own) return pen.clearRect(0, 0, canvas.width, canvas.height);
   const image = new Image();
   image.onload = () => {
@@ -38,6 +57,7 @@ const follow = () => {
   if (found === source && (image || own || (canvas.width === width && canvas.height === height))) return;
   const kept = Date.now() - arrived < 5000 && own;
   source = found;
+  show();
   easel.style.backgroundImage = found ? `url("${found}")` : "none";
   if (kept) return;
   [canvas.width, canvas.height] = [width, height];
@@ -50,7 +70,7 @@ const place = (event) => {
 const stroke = (event) => {
   const next = place(event);
   pen.globalCompositeOperation = erase.checked ? "destination-out" : "source-over";
-  pen.strokeStyle = "white";
+  pen.strokeStyle = how() === "region" ? "white" : colour.value;
   pen.lineCap = pen.lineJoin = "round";
   pen.lineWidth = Math.max(1, (size.value / 200) * Math.min(canvas.width, canvas.height));
   pen.beginPath();
@@ -63,6 +83,8 @@ canvas.onpointerdown = (event) => { follow(); canvas.setPointerCapture(event.poi
 canvas.onpointermove = (event) => { if (last) stroke(event); };
 canvas.onpointerup = canvas.onpointercancel = () => { if (last) publish(); last = null; };
 root.querySelector("button").onclick = clear;
+size.oninput = () => { touched = true; };
+if (use) use.onchange = changed;
 watch("value", load);
 const timer = setInterval(follow, 400);
 follow();

@@ -18,6 +18,7 @@ from web.upload import upload
 from web.widgets import painter, window
 
 NETWORK = "By default the one that belongs to the model and the kind."
+DRAW = "Without a picture, draw the map itself. Over one, paint where it acts, draw on it, or trace it."
 LEVELS = "A factor for each of its levels, outermost first, with spaces between; empty for 1 everywhere."
 FIRST = "canny"
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
@@ -150,14 +151,14 @@ def _unit(i: int) -> tuple[dict[str, Any], Any, Any, tuple[Any, Any]]:
             label="Map", interactive=False, format="png", buttons=["fullscreen"], height=220, elem_id=f"map-{i}", elem_classes="map"
         )
     note = gr.HTML(elem_id=f"map-note-{i}", elem_classes="map-note")
+    with gr.Accordion("Draw", open=False, elem_id=f"draw-{i}"):
+        inputs[f"{prefix}painting"] = painter(f"#image-{i}", DRAW, drawing=True, elem_id=f"painting-{i}")
     with gr.Column(elem_id=f"settings-{i}", elem_classes="settings"):
         inputs |= prepared(f"control.{i}", FIRST)
     with gr.Row():
         inputs[f"{prefix}weight"] = component(ControlUnit, "weight", info=None, min_width=180)
         inputs[f"{prefix}window"] = window(elem_id=f"window-{i}")
-    with gr.Accordion("Paint, fit and ControlNet", open=False, elem_id=f"fine-{i}"):
-        what = "Paint where the control acts; without a picture, paint the map itself."
-        inputs[f"{prefix}painting"] = painter(f"#image-{i}", what, elem_id=f"painting-{i}")
+    with gr.Accordion("Fit and ControlNet", open=False, elem_id=f"fine-{i}"):
         with gr.Row():
             inputs[f"{prefix}resize"] = component(ControlUnit, "resize", info=None, min_width=120, elem_id=f"resize-{i}")
             inputs[f"{prefix}mode"] = component(ControlUnit, "mode", info=None, min_width=120, elem_id=f"mode-{i}")

@@ -18,7 +18,7 @@ def test_two_controls_one_of_them_within_a_painted_region(page: Page, picture_fi
     choose(page, "kind-1", "softedge")
     upload(page, picture_file, "image-1")
     expect(page.locator("#map-1 img")).to_be_visible()
-    page.locator("#fine-0").get_by_role("button", name="Paint, fit").click()
+    page.locator("#draw-0 button").first.click()
     canvas = page.locator("#painting-0 canvas")
     page.wait_for_function("document.querySelector('#painting-0 .easel').style.backgroundImage.includes('url')")
     canvas.scroll_into_view_if_needed()

@@ -8,17 +8,20 @@ from typing import Any
 import numpy as np
 import PIL.Image
 import pytest
+from numpy.typing import NDArray
 
 import controls
 from controls.prepare import load_map
 from core.errors import BadImage, BadRequest
-from core.images import decode
+from core.images import decode, encode_png
 from core.provenance import ControlRecord, Record, WeightFile
 from core.request import MAX_CONTROLS, ControlUnit, Inversion, RenderRequest
 from tests import tinymodels
 from web import form
 from web.settings import slots
 
+# A sheet of strokes one pixel high, where two of equal height are wanted.
+ODD = "data:image/png;drawn=picture;base64," + base64.b64encode(encode_png(np.zeros((1, 4, 3), np.uint8))).decode()
 CANNY = {"low": 100, "high": 200, "automatic": False, "scales": 1}
 
 
@@ -93,6 +96,9 @@ def test_the_map_is_what_the_renderer_will_use(pictures: Path) -> None:
         ({"control__window": [0, "late"]}, "end = 'late': input should be a valid number"),
         ({"control__painting": "data:text/html;base64,PGI+"}, "did not arrive as a PNG"),
         ({"control__painting": "/etc/passwd"}, "did not arrive as a PNG"),
+        ({"control__painting": "data:image/png;drawn=picture;base64,"}, "did not arrive as a PNG"),
+        ({"control__painting": "data:image/png;drawn=map;base64,%%"}, "did not arrive as a PNG"),
+        ({"control__painting": ODD}, "did not arrive as a PNG"),
         ({"control__weight": 3}, "weight = 3: input should be less than or equal to 2"),
         ({"control__kind": "cany"}, "unknown control 'cany': did you mean 'canny'?"),
         ({"control__mode": "loud"}, "mode = 'loud': input should be"),
@@ -138,6 +144,50 @@ def test_paint_is_a_region_on_a_picture_and_a_map_without_one(pictures: Path, tm
     assert np.array_equal(decode(unit.mask)[..., 0], mask_HW)
     (alone,) = read(values(control__painting=painted(mask_HW)), tmp_path).controls
     assert (alone.image, alone.ready, alone.mask) == (unit.mask, True, None)
+
+
+def sheets(colour_HWC: NDArray[np.uint8], cover_HW: NDArray[np.uint8]) -> str:
+    """Strokes on a picture as the browser sends them."""
+    file = io.BytesIO()
+    PIL.Image.fromarray(np.concatenate([colour_HWC, np.repeat(cover_HW[..., None], 3, axis=2)])).save(file, "png")
+    return "data:image/png;drawn=picture;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def test_strokes_are_drawn_on_a_picture_or_are_the_map(pictures: Path, tmp_path: Path) -> None:
+    photo, original_HWC = str(pictures / "photo.png"), decode(pictures / "photo.png")
+    cover_HW = np.zeros(original_HWC.shape[:2], np.uint8)
+    cover_HW[10:20], cover_HW[20:30] = 255, 128
+    green_HWC = (cover_HW[..., None] * (np.array([0, 1, 0], np.uint8))).astype(np.uint8)  # as a canvas lays half a stroke on black
+    (unit,) = read(values(control__image=photo, control__painting=sheets(green_HWC, cover_HW)), tmp_path).controls
+    drawn_HWC = decode(unit.image)
+    assert (unit.ready, unit.mask) == (False, None)
+    assert (drawn_HWC[10:20] == (0, 255, 0)).all()
+    assert np.array_equal(drawn_HWC[:10], original_HWC[:10])
+    assert np.array_equal(drawn_HWC[30:], original_HWC[30:])
+    half_HWC = original_HWC[20:30] * (127 / 255) + np.array([0, 128, 0])
+    assert np.abs(drawn_HWC[20:30] - half_HWC).max() <= 0.5  # rounded
+
+    asked = values(control__image=photo, control__painting=painted(cover_HW).replace(";", ";drawn=map;", 1))
+    (traced,) = read(asked, tmp_path).controls
+    assert (traced.ready, traced.mask) == (True, None)
+    assert np.array_equal(decode(traced.image)[..., 0], cover_HW)
+    assert form.sketch_request(asked, "toyland").controls[0].ready
+    height, width, _ = original_HWC.shape
+    shown_map = form.read_map(asked | {"width": width, "height": height}, 0)
+    assert shown_map is not None
+    assert np.array_equal(shown_map.map_HWC[..., 0], cover_HW)
+    alone = form.read_map(asked | {"width": width, "height": height, "control.0.image": None}, 0)
+    assert alone is not None
+    assert np.array_equal(alone.map_HWC, shown_map.map_HWC)
+
+
+def test_strokes_of_another_size_are_brought_to_the_pictures(pictures: Path, tmp_path: Path) -> None:
+    cover_HW = np.full((8, 6), 255, np.uint8)
+    asked = values(
+        control__image=str(pictures / "photo.png"), control__painting=sheets(np.repeat(cover_HW[..., None], 3, axis=2), cover_HW)
+    )
+    (unit,) = read(asked, tmp_path).controls
+    assert np.array_equal(decode(unit.image), np.full_like(decode(pictures / "photo.png"), 255))
 
 
 def test_units_that_were_removed_and_second_passes_that_are_off_do_not_count(pictures: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def test_what_is_wrong_is_one_plain_sentence(page: Page, tmp_path: Path) -> None
 
 def test_text_from_outside_is_shown_not_interpreted(page: Page, picture_file: Path) -> None:
     upload(page, picture_file)
-    page.locator("#fine-0").get_by_role("button", name="Paint, fit").click()
+    page.locator("#fine-0").get_by_role("button", name="Fit and").click()
     page.locator("#controlnet-0 input").fill("<b id=bold>${1+1}{{value}}</b>.safetensors")
     render(page)
     expect(page.locator("#status [role=alert]")).to_contain_text("<b id=bold>${1+1}{{value}}</b>.safetensors")
