@@ -10,9 +10,9 @@ import gradio as gr
 import controls
 from core.errors import BadRequest, LimnError
 from core.request import MAX_CONTROLS
-from web import train_folder, train_layout, train_settings, words
+from web import train_folder, train_layout, train_settings, train_upload, words
 from web.fields import settings_of
-from web.handlers import Changes, Handlers
+from web.handlers import NOTHING, Changes, Handlers
 from web.kept import keep
 from web.settings import pool
 from web.train_check import Looked, look
@@ -21,7 +21,7 @@ from web.train_process import Trainings
 
 TICK_S = 2.0
 
-_QUIET: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+_QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
 class _Train:
@@ -77,6 +77,25 @@ class _Train:
             said = words.note(_plain(error, asked), problem=True)
             yield {parts["checked"]: said, parts["findings"]: "", parts["sheet"]: gr.update(value=None, visible=False)}
         yield {parts["check"]: gr.update(interactive=True)}
+
+    def receive(self, paths: list[str] | None) -> Changes:
+        """An uploaded dataset, chosen."""
+        files = [Path(path) for path in paths or []]
+        if not files:
+            return NOTHING
+        try:
+            received = train_upload.receive(files, self.places.uploads)
+        except LimnError as error:
+            said = words.note(words.plain(str(error), {f"{path.parent}/": "" for path in files}), problem=True)
+            return {self.parts["checked"]: said, self.parts["upload"]: None}
+        left_out = f" {received.left_out} other files were left out." if received.left_out else ""
+        return {
+            self.parts["checked"]: words.note(f"{received.files} files have arrived.{left_out}"),
+            self.parts["findings"]: "",
+            self.parts["sheet"]: gr.update(value=None, visible=False),
+            self.parts["upload"]: None,
+            self.fields["folder"]: gr.update(choices=self.places.datasets(), value=train_folder.short(received.folder.absolute())),
+        }
 
     def start(self, *values: Any) -> Changes:
         """A new training."""
@@ -188,6 +207,7 @@ def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
     outputs = [*parts.values(), *given]
     tab.select(handlers.open, run, outputs, **_QUIET)
     preset.input(handlers.fill, preset, outputs, **_QUIET)
+    parts["upload"].upload(handlers.receive, parts["upload"], outputs, **_QUIET)
     parts["check"].click(handlers.check, given, outputs, concurrency_limit=2, **_QUIET)
     parts["start"].click(handlers.start, given, outputs, **_QUIET)
     run.input(handlers.show, [run, gr.State(None)], outputs, **_QUIET)

@@ -18,7 +18,7 @@ from pydantic_core import PydanticUndefined
 from core.errors import BadRequest, LimnError, shortened, unknown_name
 from core.request import explain
 from renderer import ROOT
-from training.config import ControlNetConfig, MonitorConfig, ObjectiveConfig, TrainConfig
+from training.config import ControlNetConfig, MonitorConfig, ObjectiveConfig, RewardConfig, TrainConfig
 from training.pairs import DataConfig
 from web.settings import sort_of
 
@@ -39,25 +39,41 @@ MAIN = (
     "data.height",
 )
 NAMES = ("data.condition", "data.kind")  # one name, or several between commas
-_SECTIONS: dict[str, type[BaseModel]] = {"data": DataConfig, "objective": ObjectiveConfig, "monitor": MonitorConfig, "train": TrainConfig}
+_SECTIONS: dict[str, type[BaseModel]] = {
+    "data": DataConfig,
+    "objective": ObjectiveConfig,
+    "reward": RewardConfig,
+    "monitor": MonitorConfig,
+    "train": TrainConfig,
+}
 # Asked for in a way of their own, or decided here: the page writes nowhere else, and reports nothing to anybody.
-_APART = {"base", "cache", "data.folder", "train.out", "train.resume", "monitor.wandb", *_SECTIONS}
+_APART = {"base", "cache", "data.folder", "train.out", "train.resume", "monitor.wandb", "push", *_SECTIONS}
 
 
 @dataclass(frozen=True)
 class Places:
-    """Folders of this machine. runs: one for each training. data: where datasets are offered from; `restricted`, only from there."""
+    """Folders of this machine. runs: one for each training. data: where datasets are offered from; `restricted`, only from there.
+
+    What visitors upload lies in `data/uploads`, a folder for each dataset.
+    """
 
     runs: Path
     data: Path
     restricted: bool = False
 
+    @property
+    def uploads(self) -> Path:
+        """Where uploaded datasets lie."""
+        return self.data / "uploads"
+
     def datasets(self) -> list[str]:
-        """The datasets that are offered: what lies in `data` in a layout that is known."""
+        """The datasets that are offered: what lies in `data` or was uploaded, in a layout that is known."""
         from training import formats
 
         found = []
-        for path in sorted(self.data.iterdir()) if self.data.is_dir() else []:
+        for path in [one for home in (self.data, self.uploads) if home.is_dir() for one in sorted(home.iterdir())]:
+            if path == self.uploads:
+                continue
             try:
                 formats.recognise(path)
             except (LimnError, OSError):
@@ -134,6 +150,8 @@ def read_data(values: Values, places: Places) -> DataConfig:
     if places.restricted:
         for column in (config.picture, config.caption, config.mask, *_several(config.condition)):
             _inside(folder / column, folder, "column")
+    if folder.exists() and _is_inside(folder, places.uploads) and folder.resolve() != places.uploads.resolve():
+        _check_rows(config, places)
     return config
 
 
@@ -247,11 +265,28 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _check_rows(config: DataConfig, places: Places) -> None:
+    """Raises BadRequest where an uploaded dataset names a file outside of its own folder, whether or not it is there."""
+    from training import formats
+
+    uploads = places.uploads.resolve()
+    home = uploads / config.folder.resolve().relative_to(uploads).parts[0]
+    layout = formats.recognise(config.folder) if config.format == "auto" else formats.get(config.format)
+    for pair in layout.read(config, lambda error: None):  # what else is wrong is said by the check
+        for source in pair.sources:
+            if isinstance(source, Path):
+                _inside(source, home, "the dataset's file")
+
+
+def _is_inside(path: Path, home: Path) -> bool:
+    """Whether a path lies in `home`, links followed."""
+    try:
+        return path.resolve().is_relative_to(home.resolve())
+    except (OSError, ValueError):
+        return False
+
+
 def _inside(path: Path, home: Path, what: str) -> None:
     """Raises BadRequest for a path that does not lie in `home`, links followed."""
-    try:
-        inside = path.resolve().is_relative_to(home.resolve())
-    except (OSError, ValueError):
-        inside = False
-    if not inside:
+    if not _is_inside(path, home):
         raise BadRequest(f"{what} {shortened(path.name)} does not lie in {home.name!r}, the only folder this page may read: put it there")

@@ -7,6 +7,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from core.images import decode
+from tests.web.archives import HOSTILE, good
 from tests.web.conftest import Site
 from tests.web.pairs import write_pairs
 from tests.web.steps import PATIENCE_MS, choose, download, render, shown, upload
@@ -76,6 +77,23 @@ def test_a_short_training_from_pairs_to_picture(page: Page, site: Site, picture_
     (unit,) = record.request.controls
     assert (unit.kind, unit.model) == ("canny", "runs/edges/weights")
     page.locator("#add-control").click()  # every control's picker has it now
-    page.locator("#fine-1").get_by_role("button", name="Paint, fit").click()
+    page.locator("#fine-1").get_by_role("button", name="Fit and").click()
     page.locator("#controlnet-1 input").click()
     expect(page.get_by_role("option", name="runs/edges/weights")).to_be_visible()
+
+
+def test_an_uploaded_dataset_is_checked_like_any_other(page: Page, site: Site, tmp_path: Path) -> None:
+    page.get_by_role("tab", name="Train", exact=True).click()
+    page.locator("#upload-pairs button").first.click()
+    drop = page.locator("#dataset-files input[type=file]")
+    drop.set_input_files(HOSTILE["a name that leads out"][0](tmp_path / "evil.zip"))
+    expect(page.locator("#checked [role=alert]")).to_contain_text("leads out of the dataset, or is none: pack its folder with plain names.")
+    assert not (site.out / "data" / "uploads").exists()
+    drop.set_input_files(good(tmp_path / "some pairs.zip"))
+    expect(page.locator("#checked")).to_have_text("12 files have arrived. 3 other files were left out.")
+    (folder,) = (site.out / "data" / "uploads").iterdir()
+    expect(page.locator("#dataset input")).to_have_value(f"data/uploads/{folder.name}")
+    choose(page, "condition", "canny")
+    page.locator("#check-dataset").click()
+    expect(page.locator("#checked")).to_have_text("4 pairs, nothing that training would stop at.")
+    assert shown(page, "#sheet").shape[2] == 3

@@ -67,6 +67,7 @@ def test_several_conditions_are_written_between_commas(places: Places) -> None:
         ({"more": "train={out: /tmp/x}"}, "write key=value"),
         ({"more": "cache=/tmp/x"}, "write key=value"),
         ({"more": "monitor.wandb=theirs"}, "write key=value"),
+        ({"more": "push=theirs/model"}, "write key=value"),
         ({"more": "train.steps=3"}, "further setting 'train.steps' has a field of its own"),
         ({"more": "train.betas=[1, "}, "is not YAML"),
         ({"more": "blocks=[&a [1], *a]"}, "is not YAML of 500 characters without aliases"),
