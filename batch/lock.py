@@ -1,24 +1,22 @@
-"""One writer to a folder: whoever holds the lock may write, and everybody else is told who that is.
+"""One writer to a place: whoever holds the lock may write, and everybody else is told who that is.
 
-In a folder it is the operating system's lock on `batch.lock`, which goes when its holder does, however it ends. An object store has no such
-locks: there the file's owner renews it, and it counts for as long as it is younger than `STALE_S`.
+In a folder it is the operating system's lock on `batch.lock` (`core.lock`). An object store has no such locks: there the file's owner
+renews it, and it counts for as long as it is younger than `STALE_S`.
 """
 
 import contextlib
-import fcntl
 import json
-import os
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 from batch.store import LOCK, Folder, Store
+from core import lock
 from core.errors import BadRequest, LimnError
 
 STALE_S, RENEW_S = 120.0, 30.0
+DOING, REMEDY = "written", "wait for it, stop it, or give another --out"
 
 
 @contextlib.contextmanager
@@ -28,45 +26,16 @@ def locked(store: Store) -> Iterator[None]:
     Raises:
         BadRequest: another process holds it; the message says which.
     """
-    with _locked_folder(store) if isinstance(store, Folder) else _locked_remote(store):
+    with lock.held(store.path / LOCK, DOING, REMEDY) if isinstance(store, Folder) else _locked_remote(store):
         yield
 
 
-def holder(store: Store) -> dict[str, Any] | None:
+def holder(store: Store) -> lock.Owner | None:
     """Who holds the lock now: `host`, `process`, `since`; None where nobody does."""
     if isinstance(store, Folder):
-        try:
-            descriptor = os.open(store.path / LOCK, os.O_RDWR | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return _owner(os.pread(descriptor, 4096, 0))
-        finally:
-            os.close(descriptor)
-        return None
-    owner = _owner(store.read(LOCK) or b"")
+        return lock.holder(store.path / LOCK)
+    owner = lock.read(store.read(LOCK) or b"")
     return owner if owner and time.time() - float(owner.get("renewed", 0.0)) < STALE_S else None
-
-
-@contextlib.contextmanager
-def _locked_folder(store: Folder) -> Iterator[None]:
-    try:
-        descriptor = os.open(store.path / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError as error:
-        raise BadRequest(f"{store.shown!r} cannot be written to ({(error.strerror or '').lower()}): choose another folder") from None
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _taken(store, _owner(os.pread(descriptor, 4096, 0))) from None
-        os.ftruncate(descriptor, 0)
-        with contextlib.suppress(OSError):  # on a full disk the lock still holds, it only cannot say whose it is
-            os.pwrite(descriptor, json.dumps(_me()).encode(), 0)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -74,7 +43,7 @@ def _locked_remote(store: Store) -> Iterator[None]:
     found = holder(store)
     if found is not None:
         raise _taken(store, found)
-    me = _me() | {"token": secrets.token_hex(8)}
+    me = lock.me() | {"token": secrets.token_hex(8)}
     ended = threading.Event()
 
     def renew() -> None:
@@ -87,8 +56,8 @@ def _locked_remote(store: Store) -> Iterator[None]:
 
     renew()
     time.sleep(0.5)  # of two that came at the same moment the later one's token stands
-    found = _owner(store.read(LOCK) or b"")
-    if found is not None and found.get("token") != me["token"]:
+    found = lock.read(store.read(LOCK) or b"")
+    if found and found.get("token") != me["token"]:
         raise _taken(store, found)
     keeper = threading.Thread(target=keep, name="limn-lock", daemon=True)
     keeper.start()
@@ -100,18 +69,5 @@ def _locked_remote(store: Store) -> Iterator[None]:
         store.remove(LOCK)
 
 
-def _me() -> dict[str, Any]:
-    return {"host": socket.gethostname(), "process": os.getpid(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-
-
-def _owner(data: bytes) -> dict[str, Any] | None:
-    try:
-        found = json.loads(data)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _taken(store: Store, owner: dict[str, Any] | None) -> BadRequest:
-    who = f"process {owner.get('process', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}" if owner else "another process"
-    return BadRequest(f"{store.shown!r} is being written by {who}: wait for it, stop it, or give another --out")
+def _taken(store: Store, owner: lock.Owner) -> BadRequest:
+    return BadRequest(f"{store.shown!r} is being {DOING} by {lock.who(owner)}: {REMEDY}")

@@ -5,8 +5,6 @@ when it ends, however it ends. So a training that outlived the page that started
 """
 
 import contextlib
-import fcntl
-import json
 import os
 import shutil
 import signal
@@ -20,6 +18,7 @@ from pathlib import Path
 
 import yaml
 
+from core import lock
 from core.errors import BadRequest
 from core.files import publish
 from renderer import ROOT
@@ -59,12 +58,12 @@ class Trainings:
         saved = (folder / "weights").exists() or any(folder.glob("checkpoints/step-*"))
         if folder.exists() and (saved or not (folder / SETTINGS).is_file()):
             raise BadRequest(f"{folder.name!r} exists already: resume it where it can be chosen, or give the new training another name")
-        with self._turn, self._locked() as lock:
+        with self._turn, self._locked() as descriptor:
             if folder.exists():  # an attempt of ours that saved nothing
                 shutil.rmtree(folder)
             text = yaml.safe_dump(config.model_dump(mode="json", exclude_unset=True), sort_keys=False, allow_unicode=True)
             publish(folder / SETTINGS, text.encode())
-            self._launch(folder, lock)
+            self._launch(folder, descriptor)
         return folder.name
 
     def resume(self, folder: Path) -> None:
@@ -75,8 +74,8 @@ class Trainings:
         """
         if train_folder.read(folder).finished:
             raise BadRequest(f"training {folder.name!r} is finished: use it, or start one with another name")
-        with self._turn, self._locked() as lock:
-            self._launch(folder, lock)
+        with self._turn, self._locked() as descriptor:
+            self._launch(folder, descriptor)
 
     def running(self) -> Running | None:
         """The training that runs now."""
@@ -107,40 +106,28 @@ class Trainings:
     def _running(self) -> Running | None:
         if self._child is not None and self._child.poll() is not None:
             self._child = None
-        try:
-            descriptor = os.open(self.runs / LOCK, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            return None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return None
-        except OSError:
-            found = json.loads(os.pread(descriptor, 4096, 0) or b"{}")
-            return Running(str(found.get("name", "?")), int(found["process"])) if "process" in found else None
-        finally:
-            os.close(descriptor)
+        found = lock.holder(self.runs / LOCK)
+        return Running(str(found.get("name", "?")), int(found["process"])) if found and "process" in found else None
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[int]:
         """Holds the lock until the block is left; who inherits the descriptor holds it longer."""
         try:
             self.runs.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.runs / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            descriptor = lock.take(self.runs / LOCK)
         except OSError as error:
             raise BadRequest(f"folder {self.runs.name!r} cannot be written to ({error.strerror}): start the page with --runs") from None
+        if descriptor is None:
+            other = self._running()
+            who = f"training {other.name!r} is running" if other else "a training is starting"
+            raise BadRequest(f"{who}, and there is one at a time: stop it first, or wait")
         try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                other = self._running()
-                who = f"training {other.name!r} is running" if other else "a training is starting"
-                raise BadRequest(f"{who}, and there is one at a time: stop it first, or wait") from None
             os.ftruncate(descriptor, 0)  # nobody takes the last one's process for this one's
             yield descriptor
         finally:
             os.close(descriptor)
 
-    def _launch(self, folder: Path, lock: int) -> None:
+    def _launch(self, folder: Path, descriptor: int) -> None:
         """`limn train` with the folder's settings; what it says goes to a file there."""
         command = [sys.executable, "-m", "cli", "train", str(train_folder.settings_of(folder))]
         path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -154,12 +141,12 @@ class Trainings:
                 stdout=said,
                 stderr=subprocess.STDOUT,
                 env=environment,
-                pass_fds=[lock],
+                pass_fds=[descriptor],
                 start_new_session=True,  # Ctrl-C at the page's terminal is the page's; `close` hands it on
             )
         with contextlib.suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, self._child.pid, NICENESS)
-        os.pwrite(lock, json.dumps({"name": folder.name, "process": self._child.pid}).encode(), 0)
+        lock.sign(descriptor, lock.me() | {"name": folder.name, "process": self._child.pid})
 
 
 @contextlib.contextmanager
