@@ -22,26 +22,25 @@ def encode(vae: Any, image_HWC: Image, place: Place) -> Tensor:
 def encode_pixels(vae: Any, pixels_BCHW: Tensor, place: Place) -> Tensor:
     """The same for pictures (B, 3, H, W) in [−1, 1]."""
     mean: Tensor = vae.encode(pixels_BCHW.to(place.device, vae.dtype)).latent_dist.mean
-    return (mean.float() - _shift(vae, mean.device)) * _scale(vae, mean.device)
+    shift, scale = shift_and_scale(vae, mean.device)
+    return (mean.float() - shift) * scale
 
 
 @torch.inference_mode()
 def decode(vae: Any, latents_BCHW: Tensor, place: Place) -> Tensor:
     """Pictures (B, 3, H, W) in about [−1, 1], float32."""
-    there = latents_BCHW.device
-    scaled = (latents_BCHW / _scale(vae, there) + _shift(vae, there)).to(place.device, vae.dtype)
+    shift, scale = shift_and_scale(vae, latents_BCHW.device)
+    scaled = (latents_BCHW / scale + shift).to(place.device, vae.dtype)
     pixels: Tensor = vae.decode(scaled, return_dict=False)[0]
     return pixels.float()
 
 
-def _shift(vae: Any, device: torch.device) -> float | Tensor:
-    means = vae.config.get("latents_mean")
-    return float(vae.config.get("shift_factor") or 0.0) if means is None else _channels(means, device)
-
-
-def _scale(vae: Any, device: torch.device) -> float | Tensor:
-    deviations, factor = vae.config.get("latents_std"), float(vae.config.scaling_factor)
-    return factor if deviations is None else factor / _channels(deviations, device)
+def shift_and_scale(vae: Any, device: torch.device) -> tuple[float | Tensor, float | Tensor]:
+    """What a picture's moments are shifted and scaled by, numbers or (1, C, 1, 1): networks read (mean − shift) · scale."""
+    means, deviations = vae.config.get("latents_mean"), vae.config.get("latents_std")
+    shift = float(vae.config.get("shift_factor") or 0.0) if means is None else _channels(means, device)
+    factor = float(vae.config.scaling_factor)
+    return shift, factor if deviations is None else factor / _channels(deviations, device)
 
 
 def _channels(values: Any, device: torch.device) -> Tensor:

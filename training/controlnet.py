@@ -45,8 +45,8 @@ class ControlNetTask:
     """Denoising under a caption and a condition; only the ControlNet learns.
 
     moments: of every pair's picture, (2·C, h, w) a row. conditions: uint8 (H, W, 3) where they are extracted, latents (C, h, w) where the
-    network reads those; else they are read from their files. write: makes the finished folder. held_out: positions of the pairs that are
-    measured; holds_out: nothing is learned from their pictures.
+    network reads those; else they are read from their files. scale, shift: of latents, as `pipelines.vae.shift_and_scale` gives them.
+    write: makes the finished folder. held_out: positions of the pairs that are measured; holds_out: nothing is learned from their pictures.
     """
 
     net: Any
@@ -57,8 +57,8 @@ class ControlNetTask:
     loader: Loader
     moments: Gathered
     texts: Texts
-    scaling_factor: float
-    shift_factor: float = 0.0
+    scale: float | Tensor
+    shift: float | Tensor = 0.0
     conditions: Gathered | None = None
     caption_dropout: float = 0.5
     condition_dropout: float = 0.0
@@ -105,7 +105,7 @@ class ControlNetTask:
 
     def latents(self, moments_B2CHW: Tensor, draws: Draws) -> Tensor:
         """Latents drawn from cached moments, as the denoiser expects them."""
-        return sample_moments(moments_B2CHW, draws, self.scaling_factor, self.shift_factor)
+        return sample_moments(moments_B2CHW, draws, self.scale, self.shift)
 
     def objective_at(self, latents_BCHW: Tensor) -> Objective:
         """The objective for pictures of this size: flow models move their times by it."""

@@ -153,10 +153,13 @@ class Objective:
         return (square_BCHW.mean(1, keepdim=True) * weight_B1HW).flatten(1).sum(1) / counted_B
 
 
-def sample_moments(moments_B2CHW: Tensor, draws: Draws, scaling_factor: float, shift_factor: float = 0.0) -> Tensor:
-    """Latents (B, C, H, W) drawn from an autoencoder's cached mean and log-variance, scaled as the denoiser expects them."""
+def sample_moments(moments_B2CHW: Tensor, draws: Draws, scale: float | Tensor, shift: float | Tensor = 0.0) -> Tensor:
+    """Latents (B, C, H, W) drawn from an autoencoder's cached mean and log-variance, scaled as the denoiser expects them.
+
+    shift, scale: as `pipelines.vae.shift_and_scale` gives them.
+    """
     mean_BCHW, logvar_BCHW = moments_B2CHW.float().chunk(2, dim=1)
     # the limits are DiagonalGaussianDistribution's
     deviation_BCHW = torch.exp(0.5 * logvar_BCHW.clamp(-30.0, 20.0))
     noise_BCHW = draws.normal(tuple(mean_BCHW.shape[1:]), name="posterior")
-    return (mean_BCHW + deviation_BCHW * noise_BCHW - shift_factor) * scaling_factor
+    return (mean_BCHW + deviation_BCHW * noise_BCHW - shift) * scale

@@ -40,8 +40,8 @@ class Reward:
     config: RewardConfig
     look: Look
     vae: Any
-    scaling_factor: float
-    shift_factor: float
+    shift: float | Tensor
+    scale: float | Tensor
 
     def __call__(self, objective: Objective, noised: Noised, out_BCHW: Tensor, maps_B3HW: Tensor, counts_B: Tensor) -> Tensor:
         """The mean disagreement of the rows that count, a scalar: those of `counts_B` whose time is not beyond the config's.
@@ -55,12 +55,12 @@ class Reward:
         with torch.autocast(out_BCHW.device.type, enabled=False):
             alpha_B, sigma_B = objective.path.alpha_sigma(noised.t_B[rows])
             x0_BCHW = objective.parameterisation.denoised(noised.x_BCHW[rows].float(), out_BCHW[rows].float(), alpha_B, sigma_B)
-            pixels_B3HW = self.vae.decode(x0_BCHW / self.scaling_factor + self.shift_factor, return_dict=False)[0] * 0.5 + 0.5
+            pixels_B3HW = self.vae.decode(x0_BCHW / self.scale + self.shift, return_dict=False)[0] * 0.5 + 0.5
             return self.look(pixels_B3HW.clamp(0.0, 1.0), maps_B3HW[rows]).mean()
 
 
-def make_reward(config: RewardConfig, loader: Loader, vae: Any, factors: tuple[float, float]) -> Reward | None:
-    """The reward that the settings ask for; None without a weight. factors: the autoencoder's scaling and shift.
+def make_reward(config: RewardConfig, loader: Loader, vae: Any, factors: tuple[Any, Any]) -> Reward | None:
+    """The reward that the settings ask for; None without a weight. factors: `shift_and_scale` of the autoencoder.
 
     Raises:
         BadRequest: a kind that nothing differentiable looks for.

@@ -1,6 +1,7 @@
 """`limn train CONFIG [key=value …]`: from a YAML file to a ControlNet folder."""
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +13,14 @@ from pydantic import ValidationError
 
 from core.errors import BadModel, BadRequest, Mismatch, unknown_name
 from core.files import publish
+from core.lock import held
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.edm import is_edm
 from pipelines.engine import Engine, resolve
 from pipelines.family import Drawing, Family, Place
 from pipelines.loading import load_part
+from pipelines.vae import shift_and_scale
 from pipelines.variants import with_differences
 from renderer import ROOT, Renderer
 from training import encode
@@ -36,6 +39,7 @@ from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
+LOCK = "train.lock"  # in the run's folder
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -87,13 +91,19 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     """Trains a ControlNet and publishes it as the diffusers folder `<train.out>/weights`. Started again, it goes on.
 
     Raises:
-        BadRequest, BadModel, BadImage, Mismatch: something given is wrong; nothing was trained.
+        BadRequest, BadModel, BadImage, Mismatch: something given is wrong, or another process trains in that folder; nothing was trained.
         Cancelled: as `trainer.train`.
     """
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
     state = PartialState(cpu=config.train.on_cpu)
+    remedy = "wait for it, stop it, or give another train.out"
+    with held(config.train.out / LOCK, "trained in", remedy) if state.is_main_process else nullcontext():
+        return _train(config, state, on_step)
+
+
+def _train(config: ControlNetConfig, state: PartialState, on_step: OnStep | None) -> Run:
     engine = Engine(place_of(config, state))
     task = build_task(config, state, engine)
     if state.is_main_process:
@@ -145,7 +155,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"]})
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
-    scaling, shift = float(vae.config.scaling_factor), float(vae.config.get("shift_factor") or 0.0)
+    shift, scale = shift_and_scale(vae, base.place.device)
     name = f"controlnet-{config.data.title}"
     return ControlNetTask(
         net=net,
@@ -156,13 +166,13 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
         texts=texts,
-        scaling_factor=scaling,
-        shift_factor=shift,
+        scale=scale,
+        shift=shift,
         conditions=conditions,
         caption_dropout=config.caption_dropout,
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
-        reward=make_reward(config.reward, loader, vae, (scaling, shift)),
+        reward=make_reward(config.reward, loader, vae, (shift, scale)),
         write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),

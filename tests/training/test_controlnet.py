@@ -1,6 +1,7 @@
 """A whole run from YAML to a folder: it feeds what rendering feeds, caches what the base says, learns, and resumes exactly."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -63,12 +64,43 @@ def test_training_feeds_what_rendering_feeds(base: Path, dataset: Path, tmp_path
         assert torch.equal(batch["condition"][row], condition_to_tensor(load_map(unit, 64, 64).map_HWC))
         assert torch.equal(batch["tokens_BLD"][row], model.encode_prompt(CAPTIONS[index % 4]).tokens_BLD[0])
         picture_HWC = task.loader.picture(task.pairs[index])
-        mean = batch["moments"][row, :4] * task.scaling_factor
+        mean = batch["moments"][row, :4] * task.scale
         # encoded in a batch there, alone here: rounding of convolutions, some ulps of values near 1
         torch.testing.assert_close(mean, model.encode_image(picture_HWC)[0], rtol=0, atol=1e-5)
     assert torch.equal(task.texts.empty.tokens_BLD[0], model.encode_prompt("").tokens_BLD[0])
     assert batch["condition"].dtype == torch.float32
     assert set(batch["condition"].unique().tolist()) == {0.0, 1.0}
+
+
+def test_statistics_of_each_channel_are_the_renderers(base: Path, dataset: Path, tmp_path: Path) -> None:
+    """An autoencoder whose config gives mean and deviation of every channel, as some models' for SDXL do."""
+    model = shutil.copytree(base, tmp_path / "base")
+    file = model / "vae" / "config.json"
+    means, deviations = [0.5, -1.0, 2.0, 0.0], [2.0, 0.5, 1.0, 4.0]
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"latents_mean": means, "latents_std": deviations}))
+    settings = config(model, dataset, tmp_path / "run", reward={"weight": 1.0}, cache=tmp_path / "cache", data={"kind": "canny"})
+    task = task_of(settings)
+    moments_B8hw = task.batch([3])["moments"]
+    certain_B8hw = torch.cat([moments_B8hw[:, :4], torch.full_like(moments_B8hw[:, :4], -30.0)], dim=1)  # no spread: the mean itself
+    wanted_BCHW = Engine(Place(torch.device("cpu"), torch.float32)).base(model).encode_image(task.loader.picture(task.pairs[3]))
+    found_BCHW = task.latents(certain_B8hw, Draws(0, [0]))
+    # encoded in a batch there, alone here: rounding of convolutions, times 4 from the deviations
+    torch.testing.assert_close(found_BCHW, wanted_BCHW, rtol=0, atol=4e-5)
+    assert task.reward is not None
+    back_BCHW = found_BCHW / task.reward.scale + task.reward.shift
+    torch.testing.assert_close(back_BCHW, moments_B8hw[:, :4], rtol=0, atol=4e-5)
+
+
+def test_a_second_training_in_the_same_folder_is_refused(base: Path, dataset: Path, tmp_path: Path) -> None:
+    settings = config(base, dataset, tmp_path / "run")
+
+    def again(run: object) -> None:
+        with pytest.raises(BadRequest, match=rf"'{tmp_path}/run' is being trained in by process {os.getpid()} on .* since .*: wait for it"):
+            train_controlnet(settings.model_copy(update={"caption_dropout": 0.0}))
+
+    train_controlnet(settings, again)
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["caption_dropout"] == 0.5
+    train_controlnet(settings)  # the lock went with the first
 
 
 def test_the_loss_starts_at_the_bases_own(base: Path, dataset: Path, tmp_path: Path) -> None:
@@ -79,7 +111,7 @@ def test_the_loss_starts_at_the_bases_own(base: Path, dataset: Path, tmp_path: P
     draws = Draws(0, range(3))
     posterior = draws.normal((4, 8, 8), name="posterior")
     moments = task.batch([0, 1, 2])["moments"]
-    x0 = (moments[:, :4] + torch.exp(0.5 * moments[:, 4:]) * posterior) * task.scaling_factor
+    x0 = (moments[:, :4] + torch.exp(0.5 * moments[:, 4:]) * posterior) * task.scale
     t = (draws.uniform(name="timestep") * 1000).long()
     alpha, sigma = task.objective.path.alpha_sigma(t)
     x = alpha[:, None, None, None] * x0 + sigma[:, None, None, None] * noise

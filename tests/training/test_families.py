@@ -139,7 +139,7 @@ def test_what_was_trained_hears_the_same_when_it_renders(task: ControlNetTask, f
             torch.testing.assert_close(one, other, rtol=0, atol=2e-5)
     mean = task.base.encode_image(task.loader.picture(pair))
     channels = mean.shape[1]
-    scaled = (batch["moments"][:, :channels] - task.shift_factor) * task.scaling_factor
+    scaled = (batch["moments"][:, :channels] - task.shift) * task.scale
     torch.testing.assert_close(scaled, mean, rtol=0, atol=2e-5)
     assert decode(pair.picture).shape == (64, 72, 3)
 

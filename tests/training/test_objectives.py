@@ -200,9 +200,9 @@ def test_zero_terminal_snr_ends_in_pure_noise_and_needs_another_output_than_epsi
 
 def test_latents_are_drawn_from_the_cached_moments() -> None:
     moments = torch.randn(2000, 4, 3, 3, generator=torch.Generator().manual_seed(1))
-    latents = sample_moments(moments, Draws(0, range(2000)), scaling_factor=0.5)
+    latents = sample_moments(moments, Draws(0, range(2000)), scale=0.5)
     posterior = DiagonalGaussianDistribution(moments)
     z = (latents / 0.5 - posterior.mean) / posterior.std
     assert abs(float(z.mean())) < 0.02  # 36,000 numbers: deviation of the mean 0.005
     assert float(z.std()) == pytest.approx(1, abs=0.02)
-    assert not torch.equal(latents, sample_moments(moments, Draws(0, range(2000, 4000)), scaling_factor=0.5))
+    assert not torch.equal(latents, sample_moments(moments, Draws(0, range(2000, 4000)), scale=0.5))

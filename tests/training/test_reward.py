@@ -212,4 +212,4 @@ def test_the_evaluator_is_another_network(tmp_path: Path) -> None:
         Loader(depth.config.model_copy(update={"condition": ("canny", "depth")})),
     ):
         with pytest.raises(BadRequest, match="there is no reward for"):
-            make_reward(RewardConfig(weight=1.0), wrong, None, (1.0, 0.0))
+            make_reward(RewardConfig(weight=1.0), wrong, None, (0.0, 1.0))

@@ -12,13 +12,14 @@ import torch
 from core.errors import BadRequest, LimnError, Mismatch
 from core.images import decode
 from core.request import ControlUnit, RenderRequest
+from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine
 from pipelines.family import Hint
 from pipelines.planning import Given, stages_of, with_controls
 from renderer import Renderer, examine
 from tests.training.test_families import BASES, PLACE, speaking
 from training.config import ControlNetConfig
-from training.export import write_folder
+from training.export import has_single_file, write_folder
 from training.randomness import Draws
 from training.run import train_controlnet
 from training.texts import Texts
@@ -68,6 +69,16 @@ def test_the_config_says_what_it_reads(trained: tuple[Path, Path, Any]) -> None:
         config = json.loads((folder / "config.json").read_text())
         assert (config["limn_kinds"], config["limn_channels"]) == (list(KINDS), [3, 3])
     assert decode(next((home / "run" / "grids").glob("*.png"))).any()  # the monitor drew it while it was trained
+
+
+def test_the_single_file_says_what_it_reads_too(trained: tuple[Path, Path, Any]) -> None:
+    base, home, task = trained
+    files = list((home / "run" / "weights").glob("controlnet-*.safetensors"))
+    assert len(files) == has_single_file(task.net) >= (task.base.name != "flux")
+    for file in files:
+        Engine(PLACE).control(Engine(PLACE).base(base), file)
+        config = open_checkpoint(file).config("")
+        assert (config["limn_kinds"], config["limn_channels"]) == (list(KINDS), [3, 3])
 
 
 def test_rendering_feeds_what_training_fed(trained: tuple[Path, Path, Any]) -> None:
