@@ -33,6 +33,7 @@ class _Compare:
         done: list[tuple[grid.Cell, Path, Record]] = []
         yield {
             parts["draw"]: gr.update(interactive=False),
+            parts["stop"]: gr.update(interactive=True),
             parts["download"]: gr.update(visible=False),
             parts["plot"]: gr.update(visible=False),
         }
@@ -53,7 +54,7 @@ class _Compare:
             yield {parts["said"]: words.note(f"Cancelled after {len(done)} pictures.")}
         except LimnError as error:
             yield {parts["said"]: words.note(self.create.plain(error, asked), problem=True)}
-        yield {parts["draw"]: gr.update(interactive=True)}
+        yield {parts["draw"]: gr.update(interactive=True), parts["stop"]: gr.update(interactive=False)}
 
     def _finished(self, done: list[tuple[grid.Cell, Path, Record]], axes: list[grid.Axis]) -> Changes:
         """Grid and plot, and both as one file; its record is its first picture's, and every figure stands in it."""
@@ -92,7 +93,7 @@ def build(tab: Any, create: Handlers) -> None:
         both = gr.Button("Fill in weight and window", size="sm", scale=0, min_width=200, elem_id="weight-and-window")
     with gr.Row():
         parts["draw"] = gr.Button("Draw the grid", variant="primary", scale=3, elem_id="draw-grid")
-        stop = gr.Button("Cancel", scale=1, min_width=100, elem_id="stop-grid")
+        parts["stop"] = gr.Button("Cancel", interactive=False, scale=1, min_width=100, elem_id="stop-grid")
     parts["said"] = gr.HTML(elem_id="compare-said")
     parts["grid"] = gr.Image(label="Comparison", show_label=False, interactive=False, format="png", buttons=["fullscreen"], elem_id="grid")
     shown: dict[str, Any] = {"interactive": False, "format": "png", "buttons": ["fullscreen"], "visible": False}
@@ -103,4 +104,4 @@ def build(tab: Any, create: Handlers) -> None:
     given = [create.parts.sent, *axes]
     parts["draw"].click(handlers.draw, given, list(parts.values()), concurrency_limit=None, js=held.all_of(remembered.KEY), **_QUIET)
     both.click(weight_and_window, None, axes, api_visibility="private", show_progress="hidden")
-    stop.click(create.cancel, queue=False, **_QUIET)
+    parts["stop"].click(create.cancel, queue=False, **_QUIET)

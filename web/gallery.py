@@ -12,6 +12,8 @@ from web.library import Library
 from web.upload import upload_file
 
 PAGE = 48  # pictures shown at once
+HINT = "Words of the prompt, and conditions: kind: model: seed: fidelity> fidelity< after: before:"
+EMPTY = "No picture yet. What is drawn in Create is found here."
 SEARCH = "blue cube kind:depth fidelity>0.5"
 
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
@@ -32,7 +34,13 @@ class _Gallery:
             return {parts["said"]: words.note(words.plain(str(error), {}), problem=True)}
         shown = entries[:PAGE]
         more = f", the newest {PAGE} are shown" if len(entries) > PAGE else ""
-        said = f"{len(entries)} picture{'' if len(entries) == 1 else 's'}{more}." if entries else "No picture is found."
+        said = (
+            f"{len(entries)} picture{'' if len(entries) == 1 else 's'}{more}."
+            if entries
+            else "No picture is found."
+            if text.strip()
+            else EMPTY
+        )
         return {
             parts["pictures"]: gr.update(value=[self._copy(entry.path) for entry in shown], selected_index=None),
             parts["said"]: words.note(said),
@@ -94,7 +102,7 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
     """The tab's components, and which handler answers what."""
     parts: dict[str, Any] = {"found": gr.State([]), "chosen": gr.State("")}
     with gr.Row(elem_classes="bar"):
-        search = gr.Textbox(label="Search", placeholder=SEARCH, elem_id="search", scale=5)
+        search = gr.Textbox(label="Search", info=HINT, placeholder=SEARCH, elem_id="search", scale=5)
         refresh = gr.Button("Search", scale=1, min_width=100, elem_id="refresh")
     parts["said"] = gr.HTML(elem_id="gallery-said")
     with gr.Row(elem_classes="columns"):

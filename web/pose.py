@@ -68,7 +68,7 @@ class _Pose:
             text = openpose_from_people(People.of(joints(people, size.width, size.height)), size.width, size.height)
         except LimnError as error:
             return {self.parts["said"]: words.note(words.plain(str(error), {}), problem=True)}
-        return {self.parts["json"]: text, self.parts["said"]: ""}
+        return {self.parts["json"]: gr.update(value=text, visible=True), self.parts["said"]: ""}
 
     def load(self, path: str | None) -> Changes:
         """People from OpenPose's JSON, a pose map, or (with an estimator) a picture."""
@@ -150,7 +150,9 @@ def build(create: Handlers, tabs: Any) -> None:
             parts["said"] = gr.HTML(elem_id="pose-said")
             load = upload_file(label="Load OpenPose JSON, a pose map or a picture", height=170, elem_id="load-pose")
             write = gr.Button("Write OpenPose JSON", size="sm", elem_id="write-pose")
-            parts["json"] = gr.Code(language="json", label="OpenPose JSON", lines=1, max_lines=8, interactive=False, wrap_lines=True)
+            parts["json"] = gr.Code(
+                language="json", label="OpenPose JSON", lines=1, max_lines=8, interactive=False, wrap_lines=True, visible=False
+            )
     handlers = _Pose(create, parts, tabs)
     inputs, own = create.parts.inputs, list(parts.values())
     given = [parts["people"], inputs["width"], inputs["height"]]

@@ -11,7 +11,7 @@ from web.fields import component
 from web.upload import upload_file
 
 HELP = "Pairs of pictures and what they are to obey. No dataset yet? limn toyland build --count 2000 --out data/toyland makes one."
-UPLOAD = "A ZIP of a dataset, or pictures, captions (0.txt) and conditions (0.canny.png); each file up to 20 MB"
+UPLOAD = "A ZIP of a dataset's folder, or loose files: pictures (0.png), captions (0.txt), conditions (0.canny.png). Each up to 20 MB."
 MORE = "One key=value in a line, as limn train takes them; lists and tables stand only here."
 HEADS = {
     "data": "Pairs",
@@ -55,7 +55,8 @@ def settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
             fields["data.condition"] = gr.Dropdown(controls.names(), value=values["data.condition"], allow_custom_value=True, **spelled)
         fields["data.extract"] = _field("data.extract", values)
     with gr.Accordion("Upload pairs", open=False, elem_id="upload-pairs"):
-        parts["upload"] = upload_file(label=UPLOAD, file_count="multiple", height=140, elem_id="dataset-files")
+        gr.HTML(words.note(UPLOAD))
+        parts["upload"] = upload_file(label="Files", file_count="multiple", height=140, elem_id="dataset-files")
     parts["check"] = gr.Button("Check the pairs", size="sm", elem_id="check-dataset")
     parts["checked"] = gr.HTML(elem_id="checked", elem_classes="unsaid")
     parts["findings"] = gr.HTML(elem_id="findings", elem_classes="unsaid")
