@@ -18,6 +18,7 @@ from web.upload import upload_file
 
 HELP = "A manifest (JSONL, CSV or Parquet) with the pictures it names, or control pictures with a text file each for the prompt."
 HEAD = ["Line", "Prompt", "Controls", "State", "Fidelity"]
+WIDTHS = ["7%", "25%", "12%", "44%", "12%"]
 SHOWN = 48  # results shown at once
 KEY = "limn-batch"
 
@@ -96,7 +97,7 @@ class _Batch:
         yield {
             parts["table"]: gr.update(value=self._table(batch), visible=True),
             parts["said"]: words.note(self._plain(batch.problem or self._end(batch)), problem=bool(batch.problem)),
-            parts["start"]: gr.update(interactive=left > 0, value="Resume" if batch.done or batch.failed else "Start"),
+            parts["start"]: gr.update(interactive=left > 0, value="Resume" if left and (batch.done or batch.failed) else "Start"),
             parts["pause"]: gr.update(interactive=False),
             parts["open"]: gr.update(interactive=batch.done > 0),
         }
@@ -149,7 +150,8 @@ def build(page: Any, create: Handlers, batches: Batches, key: Any) -> None:
         parts["pause"] = gr.Button("Pause", interactive=False, scale=1, min_width=100, elem_id="pause-batch")
         parts["open"] = gr.Button("Open results", interactive=False, scale=1, min_width=120, elem_id="open-batch")
     parts["said"] = gr.HTML(elem_id="batch-said")
-    parts["table"] = gr.Dataframe(headers=HEAD, visible=False, interactive=False, wrap=True, elem_id="batch-table", buttons=[])
+    table: dict[str, Any] = {"headers": HEAD, "column_widths": WIDTHS, "interactive": False, "wrap": True, "buttons": []}
+    parts["table"] = gr.Dataframe(visible=False, elem_id="batch-table", **table)
     with gr.Column(visible=False, elem_id="batch-results") as parts["results"]:
         parts["pictures"] = gr.Gallery(
             label="Newest pictures", columns=8, height="auto", buttons=[], elem_id="batch-pictures", interactive=False, object_fit="contain"

@@ -149,7 +149,8 @@ def _vary(given: dict[str, Any], axis: Axis, value: str) -> None:
     try:
         typed = kind(value)
     except (ValueError, OverflowError):
-        raise BadRequest(f"{axis.name} {shortened(value)} is not a number") from None
+        example = "numbers between commas, as in 1, 2" if kind is float else "whole numbers between commas, or as in 1-4"
+        raise BadRequest(f"{axis.name} {shortened(value)} is not a number: write {example}") from None
     owner, _, own = place.partition(".")
     if own:
         if not given.get(owner):

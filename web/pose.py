@@ -151,7 +151,7 @@ def build(create: Handlers, tabs: Any) -> None:
             load = upload_file(label="Load OpenPose JSON, a pose map or a picture", height=170, elem_id="load-pose")
             write = gr.Button("Write OpenPose JSON", size="sm", elem_id="write-pose")
             parts["json"] = gr.Code(
-                language="json", label="OpenPose JSON", lines=1, max_lines=8, interactive=False, wrap_lines=True, visible=False
+                language="json", label="OpenPose JSON", lines=1, max_lines=8, interactive=False, wrap_lines=False, visible=False
             )
     handlers = _Pose(create, parts, tabs)
     inputs, own = create.parts.inputs, list(parts.values())

@@ -1,7 +1,11 @@
-"""The page as it is, photographed for whoever changes how it looks, and twice, smaller, for the README: `make screenshots`."""
+"""The page as it is, photographed for whoever changes how it looks, and twice, smaller, for the README: `make screenshots`.
+
+`python -m tests.web.screenshots FOLDER light` takes the pictures of one theme or size alone.
+"""
 
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -42,12 +46,13 @@ def photograph(page: Page, out: Path, folder: Path, name: str) -> None:
         page.screenshot(path=folder / f"{tab.lower()}-{name}.png", full_page=tab in ("Compare", "Train") or name == "narrow")
 
 
-def main(folder: Path) -> None:
-    """Every size and theme, into a folder."""
+def main(folder: Path, names: Sequence[str] = tuple(SIZES)) -> None:
+    """Sizes and themes of these names, into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as out, serving(Path(out)) as site, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=chromium(), args=["--no-sandbox"])
-        for name, (width, height) in SIZES.items():
+        for name in names:
+            width, height = SIZES[name]
             context = browser.new_context(viewport={"width": width, "height": height})
             context.set_default_timeout(PATIENCE_MS)
             page = context.new_page()
@@ -56,11 +61,11 @@ def main(folder: Path) -> None:
             photograph(page, Path(out), folder, name)
             context.close()
         browser.close()
-    for name in ("light", "dark"):
+    for name in set(names) & {"light", "dark"}:
         image = Image.open(folder / f"create-{name}.png").convert("RGB")
         image.thumbnail((README_PX, README_PX), Image.Resampling.LANCZOS)
         image.save(README / f"page-{name}.png", optimize=True)
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs" / "screenshots")
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "outputs" / "screenshots", sys.argv[2:] or tuple(SIZES))

@@ -32,7 +32,9 @@ def test_a_comparison_is_drawn_cell_by_cell(page: Page, picture_file: Path, tmp_
     fill(page, 0, "1-2")
     fill(page, 1, "much")
     page.locator("#draw-grid").click()
-    expect(page.locator("#compare-said [role=alert]")).to_have_text("Guidance 'much' is not a number.")
+    expect(page.locator("#compare-said [role=alert]")).to_have_text(
+        "Guidance 'much' is not a number: write numbers between commas, as in 1, 2."
+    )
     fill(page, 1, "1")
     page.locator("#draw-grid").click()
     expect(page.locator("#compare-said")).to_have_text("2 pictures are compared.")
