@@ -1,15 +1,16 @@
 """Create: prompt, controls, picture; everything else one step away."""
 
+import json
 from typing import Any
 
 import gradio as gr
 
 from core.errors import LimnError
 from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest
-from web import held, remembered, units
+from web import held, remembered, units, words
 from web.fields import component
 from web.handlers import Handlers, Parts
-from web.service import Service
+from web.service import Service, Waiting
 from web.sizes import ASPECTS, of_aspect
 from web.upload import upload
 from web.widgets import painter
@@ -18,10 +19,15 @@ EXAMPLE = "a red sphere left of a blue cube on grass at sunset"
 SYNTAX = "(word:1.3) counts more, (word:0.7) less; <lora:name:0.8> adds a LoRA."
 LORAS = "Beside those that the prompt names, with commas between: bold=0.8, other"
 GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
-RESULTS = ("render", "cancel", "picture", "status", "result", "after", "download", "run", "taken", "chosen", "overlay", "command", "python")
+ABOUT = ("result", "download", "chosen", "overlay", "command", "python")
 
 # Without `show_progress_on`, the page would keep the progress of every event on each of its outputs, and renew all of them for each event.
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
+_IDLE = "() => [true, false].map((interactive) => ({__type__: 'update', interactive}))"
+_BUSY = f"""() => [
+  ...[false, true].map((interactive) => ({{__type__: 'update', interactive}})),
+  {json.dumps(words.bar(Waiting(0)))}, '', {{__type__: 'update', visible: false}},
+]"""
 _DICE = "() => Math.floor(Math.random() * 2 ** 32)"
 
 
@@ -204,11 +210,15 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
 
 def _wire_results(parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
     """How a picture comes to be, and what can be done with it."""
-    inputs, outputs = parts.inputs, [getattr(parts, name) for name in RESULTS]
-    shown: dict[str, Any] = {"js": held.all_of(remembered.KEY), "show_progress": "hidden", "show_progress_on": [], "api_name": "render"}
-    parts.render.click(handlers.render, parts.sent, outputs, concurrency_limit=None, **shown)
+    inputs, about, buttons = parts.inputs, [getattr(parts, name) for name in ABOUT], [parts.render, parts.cancel]
+    # Every news of a render renews all of its outputs on the server: it has few, and the rest is done before and afterwards.
+    news: dict[str, Any] = {"inputs": parts.sent, "outputs": [parts.picture, parts.status, parts.taken], "js": held.all_of(remembered.KEY)}
+    parts.render.click(None, None, [*buttons, parts.status, parts.result, parts.after], js=_BUSY, api_visibility="private")
+    drawn = parts.render.click(handlers.render, concurrency_limit=None, api_name="render", **(news | _QUIET | {"api_visibility": "public"}))
+    drawn.then(handlers.show_run, parts.taken, [*buttons, parts.run, parts.after, *about], **_QUIET)
+    drawn.failure(None, None, buttons, js=_IDLE, api_visibility="private")
     parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
-    parts.run.select(handlers.choose, parts.taken, outputs, **_QUIET)
+    parts.run.select(handlers.choose, parts.taken, [parts.picture, *about], **_QUIET)
     for name in ("reuse_seed", "old_seed"):
         after[name].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
     after["start_from"].click(handlers.start_from, parts.chosen, [inputs["init_image"], after["beginning"]], **_QUIET)

@@ -115,18 +115,30 @@ class Handlers:
             asked = self.asked(sent)
             request = form.read_request(asked, self.service.out, self.service.model)
             job = self.service.submit(request, str(visitor.session_hash))
-            yield self._busy() | {self.parts.result: "", self.parts.after: gr.update(visible=False)}
+            yield {self.parts.taken: []}
             for news in job.follow():
                 changes: Changes = {self.parts.status: words.bar(news)}
                 if isinstance(news, Drawing) and news.preview is not None and news.preview is not shown:
                     shown = changes[self.parts.picture] = news.preview
                 if isinstance(news, Finished):
-                    changes |= self._finished(news)
+                    taken = [str(path) for path in news.paths]
+                    changes |= {self.parts.picture: self.copy(taken[-1]), self.parts.taken: taken}
                 yield changes
         except Cancelled:
-            yield self._idle() | {self.parts.status: words.note("Cancelled.")}
+            yield {self.parts.status: words.note("Cancelled.")}
         except LimnError as error:
-            yield self._idle() | {self.parts.status: words.note(self.plain(error, asked), problem=True)}
+            yield {self.parts.status: words.note(self.plain(error, asked), problem=True)}
+
+    def show_run(self, taken: list[str]) -> Changes:
+        """What can be done with the pictures that `render` has drawn; nothing where it has drawn none."""
+        parts = self.parts
+        idle = {parts.render: gr.update(interactive=True), parts.cancel: gr.update(interactive=False)}
+        if not taken:
+            return idle | {parts.run: gr.update(value=[], visible=False)}
+        thumbnails = [self.copy(path) for path in taken] if len(taken) > 1 else []
+        run = gr.update(value=thumbnails, visible=bool(thumbnails), selected_index=None)
+        shown = {parts.run: run, parts.after: gr.update(visible=True)}
+        return idle | shown | self._about(taken[-1])
 
     def cancel(self, visitor: gr.Request) -> None:
         """Stops what this visitor has asked for; `render` says so on the page."""
@@ -135,7 +147,9 @@ class Handlers:
     def choose(self, taken: list[str], event: gr.SelectData) -> Changes:
         """One picture of the run, shown large."""
         index = event.index
-        return self._show(taken[index]) if isinstance(index, int) and 0 <= index < len(taken) else NOTHING
+        if not isinstance(index, int) or not 0 <= index < len(taken):
+            return NOTHING
+        return {self.parts.picture: self.copy(taken[index])} | self._about(taken[index])
 
     def reuse_seed(self, chosen: str) -> Any:
         """The shown picture's seed."""
@@ -204,26 +218,15 @@ class Handlers:
                 changes[inputs[name]] = (self.copy(value) if value else None) if name.endswith("image") else _held(value)
         return changes
 
-    def _finished(self, news: Finished) -> Changes:
-        taken = [str(path) for path in news.paths]
-        thumbnails = [self.copy(path) for path in taken] if len(taken) > 1 else []
-        return self._idle() | self._show(taken[-1]) | {
-            self.parts.taken: taken,
-            self.parts.run: gr.update(value=thumbnails, visible=bool(thumbnails), selected_index=None),
-            self.parts.after: gr.update(visible=True),
-        }  # fmt: skip
-
-    def _show(self, path: str) -> Changes:
+    def _about(self, path: str) -> Changes:
         record = read_record(Path(path))
         request = pictures.alone(record)
         scores = [None if control.fidelity is None else control.fidelity for control in record.controls]
         sentences = [words.fidelity(unit.kind, score) for unit, score in zip(request.controls, scores, strict=True)]
-        copy = self.copy(path)
         return {
-            self.parts.picture: copy,
             self.parts.chosen: path,
             self.parts.result: "".join(words.note(sentence) for sentence in sentences),
-            self.parts.download: gr.update(value=copy),
+            self.parts.download: gr.update(value=self.copy(path)),
             self.parts.command: pictures.as_command(request),
             self.parts.python: pictures.as_python(request),
             self.parts.overlay: gr.update(value=None, visible=False),
@@ -237,12 +240,6 @@ class Handlers:
         if not chosen:
             raise gr.Error("Nothing has been drawn yet: render a picture first.", print_exception=False)
         return chosen
-
-    def _busy(self) -> Changes:
-        return {self.parts.render: gr.update(interactive=False), self.parts.cancel: gr.update(interactive=True)}
-
-    def _idle(self) -> Changes:
-        return {self.parts.render: gr.update(interactive=True), self.parts.cancel: gr.update(interactive=False)}
 
     def asked(self, sent: Any) -> dict[str, Any]:
         """What Create's inputs hold, by name.

@@ -30,12 +30,13 @@ def building() -> Iterator[None]:
 
     once = types.SimpleNamespace(**vars(inspect) | {"getfullargspec": functools.cache(inspect.getfullargspec)})
     none = types.SimpleNamespace(create_app=lambda *args, **options: None)
-    with _replaced(blocks, "App", none), _replaced(component_meta, "inspect", once):
+    with replaced(blocks, "App", none), replaced(component_meta, "inspect", once):
         yield
 
 
 @contextlib.contextmanager
-def _replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+def replaced(owner: Any, name: str, other: Any) -> Iterator[None]:
+    """Another value for an attribute, for as long as the block takes."""
     own = getattr(owner, name)
     setattr(owner, name, other)
     try:

@@ -8,27 +8,23 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest
 from core.images import MAX_BYTES
-from web.quick import building, without_collecting
+from web.assets import Asgi, Assets, Receive, Scope, Send, Uncompressed
+from web.quick import building, replaced, without_collecting
 from web.service import CAPACITY, Service
 
 LOCAL, LISTENED = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS = 7860, 20
 FIRST_LOOK_S = 3.0  # so long the model waits for a first visitor
+POLL_S = 0.005  # so often Gradio's queue looks for something to do; its own thousand times a second are felt by what is drawn
 LOOK, SCRIPT = (Path(__file__).parent / name for name in ("page.css", "page.js"))
 
 _FETCHING = re.compile(r"/proxy=|/file=\w+:")
-
-Message = dict[str, Any]
-Scope = dict[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
 class NoFetching:
@@ -96,37 +92,42 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
 def _open(page: Any, port: int, *, listen: bool, login: tuple[str, str] | None) -> None:
     """The page on its port."""
     import gradio as gr
+    from gradio import routes
     from starlette.middleware import Middleware
     from starlette.middleware.trustedhost import TrustedHostMiddleware
 
     # A page elsewhere could have its own name point to this machine; we answer to no name but ours.
     guards = [Middleware(NoFetching)] + [Middleware(TrustedHostMiddleware, allowed_hosts=[LOCAL, "localhost"])] * (not listen)
+    guards.append(Middleware(Assets, folder=Path(routes.BUILD_PATH_LIB)))
+    compression = contextlib.nullcontext() if listen else replaced(routes, "BrotliMiddleware", Uncompressed)
     with building():
         page.queue(max_size=CAPACITY)
+    page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = POLL_S, FIRST_LOOK_S  # nothing here tells a progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    page.launch(
-        server_name=LISTENED if listen else LOCAL,
-        server_port=port,
-        auth=login,
-        share=False,
-        quiet=True,
-        prevent_thread_lock=True,
-        max_threads=2 * CAPACITY,
-        max_file_size=MAX_BYTES,
-        app_kwargs={"middleware": guards},
-        run_history=False,
-        footer_links=[],
-        ssr_mode=False,
-        _frontend=False,  # no test whether the page answers within three seconds: a busy machine may take longer, and is no reason to stop
-        theme=gr.themes.Base(
-            primary_hue="teal",
-            neutral_hue="slate",
-            font=["system-ui", "sans-serif"],
-            font_mono=["ui-monospace", "monospace"],
-        ),
-        css_paths=LOOK,
-        head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
-    )
+    with compression:
+        page.launch(
+            server_name=LISTENED if listen else LOCAL,
+            server_port=port,
+            auth=login,
+            share=False,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_threads=2 * CAPACITY,
+            max_file_size=MAX_BYTES,
+            app_kwargs={"middleware": guards},
+            run_history=False,
+            footer_links=[],
+            ssr_mode=False,
+            _frontend=False,  # no test whether the page answers within three seconds: a busy machine may take longer
+            theme=gr.themes.Base(
+                primary_hue="teal",
+                neutral_hue="slate",
+                font=["system-ui", "sans-serif"],
+                font_mono=["ui-monospace", "monospace"],
+            ),
+            css_paths=LOOK,
+            head=f"<script>{SCRIPT.read_text(encoding='utf-8')}</script>",
+        )
 
 
 def _free_port(host: str, port: int | None) -> int:

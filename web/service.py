@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 
 CAPACITY = 32
 PER_VISITOR = 4
-PREVIEW_SHARE = 0.05  # of the time, at most, goes into previews
-NEWS_INTERVAL_S = 0.2  # a visitor hears no more often than that
+PREVIEW_SHARE = 0.04  # of the time, at most, goes into previews
+FIRST_PREVIEW_S = 0.6  # what is done by then needs none
+NEWS_INTERVAL_S = 0.4  # a visitor hears no more often than that
 HEARTBEAT_S = 0.5  # and no less often, so that one who has gone is noticed
 
 log = logging.getLogger("limn")
@@ -274,7 +275,7 @@ class _Reporter:
         self.job = job
         self.began = time.perf_counter()
         self._first_step: float | None = None
-        self._next_preview = self.began
+        self._next_preview = self.began + FIRST_PREVIEW_S
 
     def __call__(self, step: Step) -> None:
         if self.job.stopped.is_set():

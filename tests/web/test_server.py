@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import gradio
 import pytest
 
 import app
@@ -94,6 +95,22 @@ def drawn(site: Site, image: Any) -> str:
 
 def test_programs_may_draw_too(site: Site) -> None:
     assert "Done in" in drawn(site, None)
+
+
+def test_the_page_s_own_files_are_handed_out_as_they_are_and_no_others(site: Site) -> None:
+    folder = Path(gradio.__file__).parent / "templates" / "frontend" / "assets"
+    script = next(folder.glob("index-*.js"))
+    connection = http.client.HTTPConnection("127.0.0.1", site.port, timeout=60)
+    connection.request("GET", f"/assets/{script.name}", headers={"Accept-Encoding": "br, gzip"})
+    response = connection.getresponse()
+    headers, body = {name.lower(): value for name, value in response.getheaders()}, response.read()
+    connection.close()
+    assert body == script.read_bytes()
+    assert "javascript" in headers["content-type"]
+    assert "immutable" in headers["cache-control"]
+    assert "content-encoding" not in headers, "on one machine, compressing takes longer than handing over"
+    for path in ("/assets/../index.html", "/assets/..%2findex.html", "/assets//etc/passwd", "/assets/", "/assets/none.js"):
+        assert ask(site, "GET", path)[0] in (400, 403, 404), path
 
 
 def test_uploads_are_capped(site: Site) -> None:

@@ -66,7 +66,7 @@ def test_a_picture_is_what_the_renderer_draws_and_is_published(service: Service,
 
 
 def test_previews_are_pictures_of_the_whole_size(service: Service) -> None:
-    previews = [news.preview for news in service.submit(request(steps=200), "me").follow() if isinstance(news, Drawing)]
+    previews = [news.preview for news in service.submit(request(steps=800), "me").follow() if isinstance(news, Drawing)]
     found = [preview for preview in previews if preview is not None]
     assert found
     assert {(preview.shape, preview.dtype) for preview in found} == {((64, 64, 3), np.dtype(np.uint8))}
