@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -21,6 +22,7 @@ from batch.runner import Found, Settings, failures, look, run_batch
 from batch.store import Store, open_store
 from batch.times import duration
 from batch.work import OpenRenderer
+from batch.workers import warm
 from core.errors import BadRequest
 
 if TYPE_CHECKING:  # torch is heavy
@@ -74,6 +76,7 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     manifest = _read(source, values, options)
     manifest = vary(manifest, [parse_axis(text) for text in options.grid])
     gate = Gate(options.best_of, options.min_fidelity)
+    forked = _warmed(manifest, options)
     rounding = options.memory.rounding if options.memory else ()
     found = make_jobs(manifest.rows, Doctor(model, fetch=not options.dry_run, rounding=rounding), gate)
     problems = sorted([*manifest.problems, *found.problems], key=lambda problem: problem.line)
@@ -84,7 +87,7 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
         _rehearse(found, problems, before, settings, as_json=as_json)
         return 2 if problems and not options.skip_bad else 0
     store = open_store(out)
-    settings = replace(_settings(found.jobs, model, options), command=f"limn render {source} --out {out}")
+    settings = replace(_settings(found.jobs, model, options), command=f"limn render {source} --out {out}", forked=forked)
     with shown(as_json) as show:
         tally, before = run_batch(found.jobs, store, settings, show)
     _report(tally, before, store, as_json)
@@ -93,6 +96,18 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     if tally.failed or tally.failed_before:
         return FAILED
     return STOPPED if tally.left else 0
+
+
+def _warmed(manifest: Manifest, options: Options) -> bool:
+    """Whether workers can be forked from a process that has begun to import what they need, while the manifest is still being checked."""
+    pictures = sum(row.request.count for row in manifest.rows)
+    several = cores() > 1 if options.workers == AUTO else int(options.workers) > 0
+    if options.dry_run or options.ray is not None or pictures < 2 or not several:
+        return False
+    if threading.current_thread() is not threading.main_thread():
+        return False
+    warm()
+    return True
 
 
 def _settings(jobs: Sequence[Job], model: str, options: Options) -> Settings:

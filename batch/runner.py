@@ -29,7 +29,7 @@ class Settings:
     workers: processes; 0, and several for a single bundle, draw in this one. ray: "local" or a cluster's address. extractors: processes
     that extract maps, for each worker. exact: every picture is drawn by itself, so that no other one decides how its sums are rounded.
     gpu: whether a GPU will draw, which gains by larger bundles. retry_failed: draw again what has failed in an earlier run. command: what
-    to write into the journal about how it was called.
+    to write into the journal about how it was called. forked: workers are forked from the process that `batch.workers.warm` starts.
     """
 
     open_drawer: Open = field(default_factory=OpenRenderer)
@@ -41,6 +41,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     retry_failed: bool = False
     command: str = ""
+    forked: bool = False
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ def _crew(settings: Settings, store: Store, bundles: int) -> Crew:
     if settings.workers > 1 < bundles or settings.workers == 1:
         from batch.workers import Processes
 
-        return Processes(settings.open_drawer, store, min(settings.workers, bundles), extractors=settings.extractors)
+        count = min(settings.workers, bundles)
+        return Processes(settings.open_drawer, store, count, extractors=settings.extractors, forked=settings.forked and not settings.gpu)
     return Alone(settings.open_drawer, store, processes=settings.extractors)
 
 

@@ -1,17 +1,20 @@
 """A crew of processes on this machine, one for each device, or several on the CPU.
 
 Each has a pipe of its own, so that one that dies takes nothing with it but what it was drawing: that is given to another, and the dead one
-is replaced.
+is replaced. `warm` starts a process that imports the libraries while the caller reads its manifest, and from which workers are forked.
 """
 
 import contextlib
 import multiprocessing
 import multiprocessing.connection
 import os
+import signal
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from typing import TypeAlias
 
 from batch.crew import most_held
 from batch.extraction import stay_with_parent
@@ -22,7 +25,9 @@ from core.errors import ResourceError
 
 AHEAD = 4
 MOST_DEATHS_IN_A_ROW = 5  # without a picture between: then it is not the jobs
+FORKS = "forkserver" in multiprocessing.get_all_start_methods()
 _DROP, _END = "drop", "end"
+_Work: TypeAlias = tuple[Open, Store, int, Mapping[str, str]]
 
 
 @dataclass(eq=False)
@@ -35,11 +40,14 @@ class _Member:
 
 
 class Processes:
-    """`count` workers. extractors: processes in each that extract; 0 for a thread."""
+    """`count` workers. extractors: processes in each that extract; 0 for a thread. forked: from the process that `warm` starts.
 
-    def __init__(self, open_drawer: Open, store: Store, count: int, *, extractors: int = 0) -> None:
-        self._work = (open_drawer, store, extractors)
-        self._context = multiprocessing.get_context("spawn")
+    What has begun to use CUDA cannot be forked, so workers for GPUs are not.
+    """
+
+    def __init__(self, open_drawer: Open, store: Store, count: int, *, extractors: int = 0, forked: bool = False) -> None:
+        self._work: _Work = (open_drawer, store, extractors, dict(os.environ))
+        self._context = multiprocessing.get_context("forkserver") if forked and FORKS else multiprocessing.get_context("spawn")
         self._deaths, self._dropping, self._largest = 0, False, 0
         self._members = [self._start(number) for number in range(count)]
 
@@ -90,7 +98,7 @@ class Processes:
 
     def _start(self, number: int) -> _Member:
         here, there = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(there, number, *self._work), name=f"limn-worker-{number}")
+        process = self._context.Process(target=_serve, args=(there, number, self._work), name=f"limn-worker-{number}")
         process.start()
         there.close()
         return _Member(process, here, number)
@@ -122,9 +130,25 @@ class Processes:
                 member.connection.send(word)
 
 
-def _serve(connection: Connection, number: int, open_drawer: Open, store: Store, extractors: int) -> None:
+def warm() -> None:
+    """Start the process that workers are forked from; in the main thread, for Ctrl-C must not reach it."""
+    if not FORKS:
+        return
+    from multiprocessing import forkserver  # not there on every system
+
+    forkserver.set_forkserver_preload(["batch.preloaded"])
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # which it inherits, and leaves the end to this process
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _serve(connection: Connection, number: int, work: _Work) -> None:
     """A worker's process: jobs come in by the pipe, events go out; without a parent there is nothing to do."""
     stay_with_parent()
+    open_drawer, store, extractors, environment = work
+    os.environ.update(environment)  # a forked process has that of the time when the other one was started
     sending = threading.Lock()
 
     def tell(event: Event) -> None:
