@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from core.errors import BadRequest
 from core.images import encode_png
 from tests.web.pairs import write_pairs
 from web import train_upload
@@ -143,3 +144,17 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "no ZIP at all": (_no_zip, "cannot be read"),
     "nothing of a dataset": (lambda path: zipped(path, {"run.sh": b"rm", "a.ckpt": b"x"}), "nothing of a dataset"),
 }
+
+
+def replay(folder: Path) -> list[str]:
+    """Every hostile ZIP, uploaded as a dataset into this folder: those that were not refused, or left something."""
+    through = []
+    for number, (name, (make, _)) in enumerate(HOSTILE.items()):
+        home = folder / f"uploads-{number}"
+        try:
+            train_upload.receive([make(folder / f"{number}.zip")], home)
+        except BadRequest:
+            if not any(path.is_file() for path in home.rglob("*")):
+                continue
+        through.append(f"ZIP with {name}")
+    return through

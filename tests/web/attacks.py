@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.web import archives
 from tests.web.running import ROOT, serving
 
 SECRET = b"root:"
@@ -184,6 +185,8 @@ def main() -> int:
     """Starts the page, replays everything, prints the count; exit code 1 if anything got through."""
     with tempfile.TemporaryDirectory() as folder, serving(Path(folder)) as site:
         refused, through = replay(site.port)
+        through += archives.replay(Path(folder))
+    refused += len(archives.HOSTILE) - sum(name.startswith("ZIP") for name in through)
     print("\n".join([f"{refused} attacks refused, {len(through)} got through", *through]))
     return 1 if through else 0
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from core.errors import BadRequest
-from tests.web.archives import HOSTILE, PIXELS, good, zipped
+from tests.web.archives import HOSTILE, PIXELS, good, replay, zipped
 from training.pairs import DataConfig
 from web import train_settings, train_upload
 from web.train_check import Looked, look
@@ -64,6 +64,13 @@ def test_hostile_archives_leave_nothing(name: str, tmp_path: Path) -> None:
     assert not [path for path in (tmp_path / "home").rglob("*") if path.is_file()]
     assert set(Path("/tmp").glob("limn-evil*")) == before
     assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_the_replay_counts_what_gets_through(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert replay(tmp_path) == []
+    monkeypatch.setattr(train_upload, "MOST_BYTES", 2**40)
+    (tmp_path / "again").mkdir()
+    assert replay(tmp_path / "again") == ["ZIP with many files that swell"]
 
 
 @pytest.mark.parametrize("named", ["/etc/hostname", "../../secret.png", "images/../../../not-there-yet.png"])
