@@ -154,7 +154,8 @@ def _complain(problems: Sequence[Problem], found: Jobs, *, skip: bool) -> None:
     if len(found.twice) > MOST_SHOWN:
         print(f"limn: and {len(found.twice) - MOST_SHOWN} more rows that repeat others", file=sys.stderr)
     if problems and not skip:
-        raise BadRequest(f"{len(problems)} bad rows, nothing was drawn: mend them, or go on without them with --skip-bad")
+        count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
+        raise BadRequest(f"{count}, nothing was drawn: mend what is listed, or go on without with --skip-bad")
     if not found.jobs:
         raise BadRequest("there is nothing to draw: no row is good")
 

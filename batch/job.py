@@ -6,6 +6,7 @@ them does; so a manifest that was edited, or a control that was redrawn, gives n
 
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -28,6 +29,7 @@ _ELSEWHERE: Final = {
     "loras": {"__all__": {"name"}},
     "controls": {"__all__": {"image", "mask", "model"}},
 }
+_ABOUT: Final = re.compile(r"(?:unknown |no )?(?:control \d+ \()?(\w+)")
 
 
 class Knowledge(Protocol):
@@ -98,7 +100,7 @@ def make_jobs(rows: Iterable[Row], knowledge: Knowledge, gate: Gate | None = Non
             weights, content = list(knowledge.weights(row.request)), _content(row.request)
             singles = [(request, list(knowledge.words(request))) for request in single(row.request, gate.best_of)]
         except UserError as error:
-            found.problems.append(Problem(row.line, None, str(error)))
+            found.problems.append(Problem(row.line, _column(row, str(error)), str(error)))
             continue
         for request, words in singles:
             job = Job(key_of(request, gate, weights, content, words), request, row.line, row.folder, gate.min_fidelity)
@@ -130,6 +132,12 @@ def key_of(request: RenderRequest, gate: Gate, *content: Sequence[Any]) -> str:
     gates = [gate.best_of, gate.min_fidelity] if gate != Gate() else []
     text = json.dumps([settings, content, gates], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _column(row: Row, message: str) -> int | str | None:
+    """Where in its row the field stands that a message begins with, or the control that it is about."""
+    match = _ABOUT.match(message)
+    return row.columns.get(match[1]) if match else None
 
 
 def _content(request: RenderRequest) -> list[list[str | None]]:

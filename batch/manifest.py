@@ -35,11 +35,12 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """A good row: where it stands, and its request. folder: where below the output its pictures go."""
+    """A good row: where it stands, and its request. folder: where below the output its pictures go; columns: where each key stands."""
 
     line: int
     request: RenderRequest
     folder: str = ""
+    columns: Mapping[str, int | str] = field(default_factory=dict, compare=False)
 
 
 @dataclass
@@ -89,7 +90,8 @@ def read_manifest(path: Path, defaults: Mapping[str, Any] | None = None) -> Mani
                 check_keys(own)
                 given = given | own
                 continue
-            found.rows.append(Row(raw.line, request_of(_merged(given, raw.values), path.parent)))
+            request = request_of(_merged(given, raw.values), path.parent)
+            found.rows.append(Row(raw.line, request, columns=raw.columns))
         except BadRow as error:
             found.problems.append(Problem(raw.line, raw.columns.get(error.key or ""), str(error)))
     if not found.rows and not found.problems:

@@ -70,9 +70,9 @@ def test_bad_rows_end_it_before_anything_is_drawn_unless_skipped(work: Path, mod
     (work / "jobs.jsonl").write_text("\n".join(rows))
     assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 2
     shown = capsys.readouterr().err
-    assert "line 2: control 0 (canny): image 'missing.png' cannot be read" in shown
+    assert "line 2, column 17: control 0 (canny): image 'missing.png' cannot be read" in shown
     assert "line 3, column 2: unknown column 'promt': did you mean 'prompt'?" in shown
-    assert "line 4: unknown sampler 'eular': did you mean 'euler'?" in shown
+    assert "line 4, column 2: unknown sampler 'eular': did you mean 'euler'?" in shown
     assert "line 5 asks for the same picture as line 1: drawn once" in shown
     assert not (work / "out").exists()
     assert cli.run(["render", "jobs.jsonl", "--out", "out", "--skip-bad", *model, *SMALL]) == 0
