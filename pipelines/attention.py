@@ -31,7 +31,7 @@ def remembered(networks: Sequence[Any]) -> Iterator[None]:
             for module in network.modules() if _is_unet(network) else ():
                 if getattr(module, "is_cross_attention", False):
                     for projection in (module.to_k, module.to_v):
-                        stack.enter_context(_replaced(projection, _once_for_each(projection.forward)))
+                        stack.enter_context(replaced(projection, _once_for_each(projection.forward)))
         yield
 
 
@@ -63,7 +63,7 @@ def shared_start(network: nn.Module, blocks: int) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for module in _before_the_text(network) if blocks > 1 else []:
-            stack.enter_context(_replaced(module, _for_one_block(module.forward, blocks)))
+            stack.enter_context(replaced(module, _for_one_block(module.forward, blocks)))
         yield
 
 
@@ -98,7 +98,7 @@ def _first(value: Any, rows: int, kept: int) -> Any:
 
 
 @contextmanager
-def _replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
+def replaced(module: Any, forward: Callable[..., Any]) -> Iterator[None]:
     """A module with another `forward`; whatever was there before, a hook of another library included, comes back."""
     had, before = "forward" in vars(module), module.forward
     module.forward = forward

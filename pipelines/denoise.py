@@ -20,6 +20,7 @@ from pipelines.family import Family, Residuals, Text
 from pipelines.guidance import Branches, Guidance, Side, check_weights
 from pipelines.noise import Noise
 from pipelines.noise import seeded_noise as seeded_noise
+from pipelines.onednn import by_onednn
 from pipelines.samplers import OnStep, Sampler
 from pipelines.schedules import Times
 from pipelines.steering import Steering, added, extended, inside, lowered, preceded, spread_rows
@@ -98,7 +99,8 @@ def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep, *, before
         return x if canvas is None else canvas.latents_1Chw.expand_as(first).clone()
     loop = _Loop(family, plan, first, before_call)
     controls = [steering.control for steering in plan.controls]
-    with remembered([*family.networks().values(), *(control.network for control in controls if isinstance(control, HasNetwork))]):
+    networks = [*family.networks().values(), *(control.network for control in controls if isinstance(control, HasNetwork))]
+    with by_onednn(networks, family.place), remembered(networks):
         latents = plan.sampler.run(loop.model, x, times, on_step, noise)
     if canvas is not None:
         latents = canvas.fixed(latents)
@@ -118,7 +120,8 @@ def invert(family: Family, plan: Plan, latents: Tensor, *, iterations: int = 5, 
         BadRequest: the plan's sampler has no single way back.
     """
     loop = _Loop(family, plan, latents, before_call)
-    with remembered(list(family.networks().values())):
+    networks = list(family.networks().values())
+    with by_onednn(networks, family.place), remembered(networks):
         x = samplers.invert(loop.model, latents, plan.times, sampler=plan.sampler.name, iterations=iterations)
     if not bool(x.isfinite().all()):
         raise BadModel(f"inversion in {family.place.dtype} overflowed: try dtype float32, more steps or more iterations")

@@ -28,8 +28,9 @@ def drawn(base: Path, memory: Memory | None = None) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("offload", ["model", "group", "sequential"])
 def test_offloaded_networks_draw_the_same(base: Path, offload: Any) -> None:
+    """To the bit; where layers come and go, they are not computed by oneDNN on the CPU, and a sum's last bit may tip a level."""
     for wanted, got in zip(drawn(base), drawn(base, Memory(offload=offload)), strict=True):
-        assert np.array_equal(wanted, got)
+        assert np.abs(wanted - got).max() <= (0 if offload == "model" else 1)
 
 
 def test_eight_bits_are_stored_and_thirty_two_computed(base: Path) -> None:
