@@ -113,12 +113,10 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
         with gr.Column(scale=4, min_width=300):
             parts["details"] = gr.HTML(elem_id="details")
             with gr.Row(visible=False, elem_id="gallery-buttons") as parts["buttons"]:
-                restore = gr.Button("Restore to Create", min_width=90, variant="primary", size="sm", elem_id="restore")
+                restore = gr.Button("Restore to Create", min_width=130, variant="primary", size="sm", elem_id="restore")
                 parts["download"] = gr.DownloadButton("Download", min_width=90, size="sm", elem_id="gallery-download")
                 discard = gr.Button("To the trash", min_width=90, size="sm", elem_id="discard")
-            dropped = upload_file(
-                label="Settings from a picture of Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=170, elem_id="foreign"
-            )
+            dropped = upload_file(label="Restore from Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=170, elem_id="foreign")
     handlers = _Gallery(library, create, parts, tabs)
     own = list(parts.values())
     filled = [*own, tabs, create.parts.status, *create.parts.columns, *create.parts.inputs.values()]

@@ -109,7 +109,7 @@ def sheet(done: Done, columns: int) -> Image:
             for unit, control in zip(record.request.controls, record.controls, strict=True)
             if control.fidelity
         ]
-        captions.append("\n".join([", ".join(cell.labels), *([", ".join(scores)] if scores else [])]))
+        captions.append("\n".join([*cell.labels, *([", ".join(scores)] if scores else [])]))
     return contact_sheet([[decode(path)] for _, path, _ in done], captions, columns=columns, cell_px=192)
 
 

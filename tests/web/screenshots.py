@@ -22,17 +22,7 @@ README, README_PX = ROOT / "docs" / "images", 960
 
 def photograph(page: Page, out: Path, folder: Path, name: str) -> None:
     """Create after a picture, then the other tabs, Compare and Train after some work. out: the page's folder."""
-    page.locator("#image-0 input[type=file]").set_input_files(ROOT / "examples" / "shapes.png")
-    page.locator("#map-0 img").wait_for()
-    page.locator("#prompt textarea").fill(PROMPT)
-    page.locator("#seed input").fill("1")
-    page.locator("#count input").fill("4")
-    page.locator("#render").click()
-    page.locator("#status").get_by_text("Done in").wait_for()
-    page.mouse.move(0, 0)
-    page.evaluate("scrollTo(0, 0)")
-    page.wait_for_timeout(500)
-    page.screenshot(path=folder / f"create-{name}.png", full_page=name == "narrow")
+    _created(page, folder, name)
     for tab in ("Compare", "Batch", "Pose", "Train", "Gallery"):
         scenes.turn_to(page, tab)
         if tab == "Compare":
@@ -44,6 +34,20 @@ def photograph(page: Page, out: Path, folder: Path, name: str) -> None:
             page.locator("#pictures button img").first.click()
             page.locator("#details .said").wait_for()
         page.screenshot(path=folder / f"{tab.lower()}-{name}.png", full_page=tab in ("Compare", "Train") or name == "narrow")
+
+
+def _created(page: Page, folder: Path, name: str) -> None:
+    page.locator("#image-0 input[type=file]").set_input_files(ROOT / "examples" / "shapes.png")
+    page.locator("#map-0 img").wait_for()
+    page.locator("#prompt textarea").fill(PROMPT)
+    page.locator("#seed input").fill("1")
+    page.locator("#count input").fill("4")
+    page.locator("#render").click()
+    page.locator("#status").get_by_text("Done in").wait_for()
+    page.mouse.move(0, 0)
+    page.evaluate("scrollTo(0, 0)")
+    page.wait_for_timeout(500)
+    page.screenshot(path=folder / f"create-{name}.png", full_page=name == "narrow")
 
 
 def main(folder: Path, names: Sequence[str] = tuple(SIZES)) -> None:
