@@ -170,6 +170,7 @@ def test_every_step_has_its_text(family: StableDiffusion, monkeypatch: pytest.Mo
 def test_text_is_projected_once_for_each_prompt(family: StableDiffusion, steering: Steering, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fourth saving of the cross-attention: as many projections as prompts, and the same bits as without."""
     from pipelines import denoise as loop
+    from pipelines import onednn
 
     cross = [
         module
@@ -178,14 +179,19 @@ def test_text_is_projected_once_for_each_prompt(family: StableDiffusion, steerin
         if getattr(module, "is_cross_attention", False)
     ]
     counts = {"linear": 0}
-    linear = torch.nn.functional.linear
+    linear, multiply = torch.nn.functional.linear, onednn._multiply
     widths = {module.to_k.weight.data_ptr() for module in cross} | {module.to_v.weight.data_ptr() for module in cross}
 
     def counted(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         counts["linear"] += weight.data_ptr() in widths
         return linear(states, weight, bias)
 
+    def counted_there(states: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        counts["linear"] += weight.data_ptr() in widths
+        return multiply(states, weight, bias)
+
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    monkeypatch.setattr(onednn, "_multiply", counted_there)
     one, other = family.encode_prompt("a red sphere"), family.encode_prompt("a person on snow")
     sides = (Side(((3, one), (STEPS, other))),)
     plan = make_plan(family, positive=sides, controls=(steering,))
