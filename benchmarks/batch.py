@@ -9,6 +9,8 @@ pictures to rounding; the largest difference of a level is printed.
 """
 
 import argparse
+import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -33,12 +35,14 @@ from batch.manifest import Row
 from batch.runner import Settings, run_batch
 from batch.store import open_store
 from batch.work import OpenRenderer
+from batch.workers import warm
 from controls.prepare import load_map
 from core.request import ControlUnit, RenderRequest
 from pipelines.engine import TOYLAND
 
 PROMPTS = ("a red sphere left of a blue cube on grass at sunset", "a yellow cone on snow by day", "a person in a green shirt on sand")
 PHOTOGRAPH_PX, GUIDANCE = 512, 4.0
+PR_SET_CHILD_SUBREAPER = 36  # of Linux, see prctl(2)
 
 
 def photographs(folder: Path, count: int) -> list[Path]:
@@ -111,11 +115,16 @@ def diffusers_loop(manifest: Path, out: Path) -> None:
 
 
 def timed(command: Sequence[str]) -> tuple[float, float]:
-    """Seconds on the clock, and of processor time of all of a command's processes."""
+    """Seconds on the clock, and of processor time of all of a command's processes, those included that outlive it for a moment."""
+    ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # they become children of this process, so that their time is seen
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    seconds = time.perf_counter() - began
+    with contextlib.suppress(ChildProcessError):  # there is none any more
+        while True:
+            os.wait()
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.perf_counter() - began, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def compare(manifest: Path, rounds: int) -> dict[str, Any]:
@@ -174,11 +183,12 @@ def _reseeded(paths: Sequence[Path], number: int) -> list[Job]:
 
 
 def workers_ratio(jobs: Sequence[Job], folder: Path) -> dict[str, float]:
-    """One worker against two, each with one thread; what starting them takes is part of it."""
+    """One worker against two, each with one thread; what opening the model takes is part of it."""
+    warm()
     seconds = {}
     for count in (1, 2):
         began = time.perf_counter()
-        settings = Settings(open_drawer=OpenRenderer(threads=1), workers=count)
+        settings = Settings(open_drawer=OpenRenderer(threads=1), workers=count, forked=True)
         run_batch(jobs, open_store(folder / f"workers-{count}"), settings, lambda *_: None)
         seconds[f"workers_{count}_s"] = time.perf_counter() - began
     return seconds | {"ratio": seconds["workers_1_s"] / seconds["workers_2_s"]}

@@ -31,6 +31,7 @@ from batch.manifest import Row
 from batch.runner import Settings, run_batch
 from batch.store import JOURNAL, Folder, open_store, pictures
 from batch.work import Open, OpenRenderer
+from batch.workers import warm
 from core.request import RenderRequest
 from tests.batch.fake import NothingToKnow, OpenFake
 
@@ -58,7 +59,11 @@ def child(out: Path, case: Case) -> None:
     rows = [Row(i + 1, RenderRequest(prompt=prompt, seed=i, width=64, height=64, steps=4)) for i in range(case.jobs)]
     jobs = make_jobs(rows, NothingToKnow() if fake else Doctor()).jobs
     opens: Open = OpenFake(FAKE_S) if fake else OpenRenderer("toyland", device="cpu", threads=1)
-    settings = Settings(open_drawer=opens, workers=0 if case.crew == "alone" else 2, ray="local" if case.crew == "ray" else None)
+    forked = case.crew == "workers"  # as `limn render` has them
+    if forked:
+        warm()
+    workers, ray = 0 if case.crew == "alone" else 2, "local" if case.crew == "ray" else None
+    settings = Settings(open_drawer=opens, workers=workers, ray=ray, forked=forked)
     tally, _ = run_batch(jobs, open_store(out), settings, lambda *_: None)
     print(f"left {tally.left}", flush=True)
 
@@ -128,7 +133,7 @@ def watch_start(process: subprocess.Popen[str], out: Path) -> None:
 
 
 def descendants(pid: int) -> list[int]:
-    """The worker processes below a process."""
+    """The worker processes below a process: Ray's, or those that the process below it has forked."""
     found, waiting = [], [pid]
     while waiting:
         one = waiting.pop()
@@ -137,14 +142,17 @@ def descendants(pid: int) -> list[int]:
         except (OSError, ValueError):
             continue
         waiting += children
-        for number in children:
-            try:
-                words = Path(f"/proc/{number}/cmdline").read_bytes()
-            except OSError:
-                continue
-            if b"spawn_main" in words or b"ray::Actor" in words:
-                found.append(number)
+        forks = b"forkserver" in command_line(one)
+        found += [number for number in children if forks or b"ray::Actor" in command_line(number)]
     return found
+
+
+def command_line(number: int) -> bytes:
+    """Of a process, empty where there is none."""
+    try:
+        return Path(f"/proc/{number}/cmdline").read_bytes()
+    except OSError:
+        return b""
 
 
 def end_session(session: int) -> None:
