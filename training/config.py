@@ -43,6 +43,9 @@ class TrainConfig(Frozen):
     sharding: Literal["none", "fsdp"] = Field(
         "none", description="none: every process has all that is trained; fsdp: weights, gradients and optimiser state are split over them"
     )
+    compile: bool = Field(
+        False, description="compile the repeated blocks, if at the beginning every gradient is proven the same; else go on without"
+    )
     device: Literal["auto", "cpu"] = Field("auto", description="auto takes the accelerator where there is one")
     workers: int = Field(0, ge=0, le=256, description="processes that load samples; 0 loads in the training process")
     checkpoint_every: int = Field(1000, ge=1, description="steps between checkpoints")

@@ -24,6 +24,8 @@ def check_sharding(config: TrainConfig, processes: int) -> None:
         raise BadRequest("train.sharding fsdp splits weights over processes and there is one: start several with torchrun, or leave it out")
     if config.optimiser not in OPTIMISERS:
         raise BadRequest(f"train.sharding fsdp with train.optimiser {config.optimiser}: take one of {', '.join(OPTIMISERS)}")
+    if config.compile:
+        raise BadRequest("train.sharding fsdp with train.compile: choose one of them")
     if config.precision == "fp16":
         raise BadRequest("train.sharding fsdp with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
 

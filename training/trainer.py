@@ -24,7 +24,9 @@ from core.errors import BadRequest, Cancelled, LimnError, Mismatch, OutOfMemory
 from core.files import sweep_temps
 from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
+from training.compiled import LIMITS, Regions, batches_of_each_size, compile_proven
 from training.config import HARMLESS, TrainConfig
+from training.linear import linear_by_onednn
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
@@ -72,10 +74,10 @@ class _Trainer:
         self.micro = config.batch_size // share
         self.order = _order(task, config)
         self.folder = config.out / "checkpoints"
-        if isinstance(task, WithFrozen):
-            for module in task.frozen().values():
-                module.requires_grad_(False).eval().to(accelerator.device)
-        whole = _Whole(task, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision))
+        self.frozen = list(task.frozen().values()) if isinstance(task, WithFrozen) else []
+        for module in self.frozen:
+            module.requires_grad_(False).eval().to(accelerator.device)
+        self.whole = whole = _Whole(task, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision))
         whole.train().to(accelerator.device)
         check_sharding(config, accelerator.num_processes)
         sharded = config.sharding == "fsdp"
@@ -94,7 +96,8 @@ class _Trainer:
             sweep_temps(config.out)
         start, consumed, notes = self._resume()
         run = Run(start, self.task, config, self.average, main)
-        with Reporter(config.out, self.task.name, start, config.steps, quiet=not main) as reporter, _stop_signals() as stop:
+        reporting = Reporter(config.out, self.task.name, start, config.steps, quiet=not main)
+        with self._fast(notes), reporting as reporter, _stop_signals() as stop:
             run.say = reporter.say
             for note in notes:
                 reporter.say(f"{self.task.name}: {note}")
@@ -138,6 +141,27 @@ class _Trainer:
             return f"{said}: set train.accumulation={halves}, which gives the same result"
         saving = ["train.precision=bf16"] * (config.precision == "fp32") + ["gradient_checkpointing=true", "train.optimiser=adamw8bit"]
         return f"{said}: set {', then '.join(saving)}, or a smaller data.width and data.height"
+
+    @contextmanager
+    def _fast(self, notes: list[str]) -> Iterator[None]:
+        """Linear layers by the faster library, or repeated blocks compiled, in every process or in none; `notes` gets what came of it."""
+        config, device, networks = self.config, self.accelerator.device, [self.whole, *self.frozen]
+        if not config.compile:
+            with linear_by_onednn(networks):
+                yield
+            return
+        regions, limit = Regions(networks), LIMITS[self.whole.autocast or torch.float32]
+        given = batches_of_each_size(self.task, self.micro, config.seed, device)
+        problem = compile_proven(self.whole, regions, given, limit=limit)
+        try:
+            if float(self.accelerator.reduce(torch.tensor(float(problem is None), device=device), "mean")) < 1:
+                regions.undo()
+                notes.append(f"nothing is compiled: {problem or 'another process could not'}")
+            else:
+                notes.append(f"{len(regions.blocks)} blocks are compiled; every gradient of a batch was the same to {limit:g} of its size")
+            yield
+        finally:
+            regions.undo()
 
     def _gradient(self, batches: Iterator[tuple[range, Any]], meter: dict[str, Tensor]) -> Tensor:
         """Accumulates one step's mean gradient, clips it, and returns its norm before clipping."""
