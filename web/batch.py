@@ -18,7 +18,7 @@ from web.upload import upload_file
 
 HELP = "A manifest (JSONL, CSV or Parquet) with the pictures it names, or control pictures with a text file each for the prompt."
 HEAD = ["Line", "Prompt", "Controls", "State", "Fidelity"]
-WIDTHS = ["7%", "25%", "12%", "44%", "12%"]
+WIDTHS = ["64px", "270px", "110px", "634px", "96px"]  # a narrow window scrolls
 SHOWN = 48  # results shown at once
 KEY = "limn-batch"
 
