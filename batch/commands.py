@@ -20,7 +20,7 @@ from batch.planner import estimate, group_of
 from batch.progress import shown, words
 from batch.runner import Found, Settings, failures, look, run_batch
 from batch.store import Store, open_store
-from batch.times import duration
+from batch.times import counted, duration
 from batch.work import OpenRenderer
 from batch.workers import warm
 from core.errors import BadRequest
@@ -154,8 +154,7 @@ def _complain(problems: Sequence[Problem], found: Jobs, *, skip: bool) -> None:
     if len(found.twice) > MOST_SHOWN:
         print(f"limn: and {len(found.twice) - MOST_SHOWN} more rows that repeat others", file=sys.stderr)
     if problems and not skip:
-        count = "1 bad row" if len(problems) == 1 else f"{len(problems)} bad rows"
-        raise BadRequest(f"{count}, nothing was drawn: mend what is listed, or go on without with --skip-bad")
+        raise BadRequest(f"{counted(len(problems), 'bad row')}, nothing was drawn: mend what is listed, or go on without with --skip-bad")
     if not found.jobs:
         raise BadRequest("there is nothing to draw: no row is good")
 
@@ -190,8 +189,9 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, se
     if as_json:
         print(json.dumps(values))
         return
-    print(f"{len(jobs)} pictures, {there} of them there already; {len(problems)} bad rows, {len(found.twice)} repeated")
-    print(f"{plan.groups} sets of models and settings, {plan.pictures} control pictures to extract, about {plan.disk_mb:.1f} MB")
+    print(f"{counted(len(jobs), 'picture')}, {there} there already; {counted(len(problems), 'bad row')}, {len(found.twice)} repeated")
+    sets = "1 set" if plan.groups == 1 else f"{plan.groups} sets"
+    print(f"{sets} of models and settings, {counted(plan.pictures, 'control picture')} to extract, about {plan.disk_mb:.1f} MB")
     if seconds is not None:
         print(f"about {duration(seconds * len(left))} on this machine, by the first picture")
     for finding in findings:
@@ -232,8 +232,8 @@ def _report(tally: Tally, before: Found, store: Store, as_json: bool) -> None:
         print(f"limn: {failure}", file=sys.stderr)
     for orphan in before.orphans[:MOST_SHOWN]:
         print(f"limn: {orphan} is asked for by no row any more", file=sys.stderr)
-    done = f"{tally.done} pictures in {duration(tally.seconds)} ({words(tally)})" if tally.done else "no new pictures"
-    there = f", {tally.there} were there" if tally.there else ""
+    done = f"{counted(tally.done, 'picture')} in {duration(tally.seconds)} ({words(tally)})" if tally.done else "no new pictures"
+    there = f", {tally.there} there already" if tally.there else ""
     left = f", {tally.left} left: {tally.reason}; the same command goes on" if tally.left else ""
     print(f"{done}{there}{left}: {store.shown}/report.html")
 

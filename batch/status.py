@@ -8,7 +8,7 @@ from batch.journal import write_rebuilt
 from batch.lock import holder, locked
 from batch.report import Summary, score, summarise, write_report
 from batch.store import JOURNAL, REPORT, Folder, Store, open_store, pictures
-from batch.times import duration
+from batch.times import counted, duration
 from core.errors import BadRequest
 
 MOST_SHOWN = 10
@@ -38,7 +38,7 @@ def status(out: str, *, as_json: bool) -> None:
     if values["fidelity"] is not None:
         print(f"fidelity {values['fidelity']:.3f} on average")
     if summary.orphans:
-        print(f"{summary.orphans} pictures that no row asks for any more")
+        print(f"{counted(summary.orphans, 'picture')} that no row asks for any more")
     for event in summary.failed[:MOST_SHOWN]:
         print(f"  line {event.get('line', '?')} failed: {event.get('error', '')}")
 

@@ -1,4 +1,4 @@
-"""Times in words."""
+"""Times and numbers in words."""
 
 
 def duration(seconds: float) -> str:
@@ -12,3 +12,8 @@ def duration(seconds: float) -> str:
         return f"{minutes} min"
     hours = minutes // 60
     return f"{hours} h {minutes % 60} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
+
+
+def counted(number: int, name: str) -> str:
+    """`1 picture`, `2 pictures`."""
+    return f"{number} {name}" if number == 1 else f"{number} {name}s"
