@@ -16,6 +16,7 @@ HINT = "Words of the prompt, and conditions: kind: model: seed: fidelity> fideli
 EMPTY = "No picture yet. What is drawn in Create is found here."
 SEARCH = "blue cube kind:depth fidelity>0.5"
 
+_INTO_SIGHT = "() => document.querySelector('#details').scrollIntoView({block: 'nearest', behavior: 'smooth'})"  # it may lie far below
 _QUIET: dict[str, Any] = {"show_progress": "hidden", "show_progress_on": [], "api_visibility": "private"}
 
 
@@ -121,7 +122,8 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
     own = list(parts.values())
     filled = [*own, tabs, create.parts.status, *create.parts.columns, *create.parts.inputs.values()]
     gr.on([tab.select, refresh.click, search.submit], handlers.search, search, own, **_QUIET)
-    parts["pictures"].select(handlers.choose, parts["found"], own, **_QUIET)
+    chosen = parts["pictures"].select(handlers.choose, parts["found"], own, **_QUIET)
+    chosen.then(None, None, None, js=_INTO_SIGHT, api_visibility="private")
     restore.click(handlers.restore, parts["chosen"], filled, **_QUIET)
     dropped.upload(handlers.read_file, dropped, filled, **_QUIET)
     discard.click(handlers.discard, [parts["chosen"], search], own, **_QUIET)

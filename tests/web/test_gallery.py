@@ -64,6 +64,18 @@ def test_what_holds_no_settings_is_said(page: Page, tmp_path: Path) -> None:
         page.locator("#foreign").get_by_label("Clear").click()
 
 
+def test_details_come_into_sight_in_a_narrow_window(page: Page, site: Site) -> None:
+    for number in range(12):
+        publish(site.out / "many", "many cubes", 200 + number)
+    page.set_viewport_size({"width": 400, "height": 700})
+    turn_to(page, "Gallery")
+    page.locator("#search textarea, #search input").first.fill("many cubes")
+    page.locator("#refresh").click()
+    expect(page.locator("#gallery-said")).to_have_text("12 pictures.")
+    page.locator("#pictures button img").first.click()
+    expect(page.locator("#details .said")).to_be_in_viewport()
+
+
 def test_pictures_are_found_by_date_model_and_fidelity(page: Page, site: Site) -> None:
     folder = site.out / "searched"
     publish(folder, "searched cube", 101, fidelity=0.3, day=1)
