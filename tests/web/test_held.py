@@ -82,6 +82,16 @@ def test_an_input_has_no_other_answer_than_those_it_needs(config: dict[str, Any]
     assert targets <= MOST_TARGETS, "the page looks at each of them for each component, twice, before it can be used"
 
 
+def test_the_news_of_a_render_renew_what_they_change_and_no_more(config: dict[str, Any]) -> None:
+    components = {one["id"]: one for one in config["components"]}
+    (render,) = [one for one in config["dependencies"] if one["api_name"] == "render"]
+    assert [components[number]["props"].get("elem_id") or components[number]["type"] for number in render["outputs"]] == [
+        "picture",
+        "status",
+        "state",
+    ], "Gradio makes every output of an event anew, whether it changes or not"
+
+
 def test_what_is_not_sent_is_as_the_page_opens() -> None:
     assert held.read({"steps": 4}, KNOWN) == KNOWN | {"steps": 4}
     assert held.read({"init_image": None, "control.0.image": {}}, KNOWN) == KNOWN
