@@ -171,7 +171,7 @@ def _listed(value: Any, key: str) -> list[Any]:
         if value.lstrip().startswith("["):
             try:
                 value = json.loads(value)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise BadRow(f"{key} = {shortened(value)}: not a list as JSON writes it ({error})", key) from None
         else:
             value = [part.strip() for part in value.split(";") if part.strip()]

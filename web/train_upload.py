@@ -24,7 +24,9 @@ MOST_BYTES_OF_ALL = 2 * 2**30
 MOST_CHARACTERS, MOST_FOLDERS = 200, 6  # of a name with its folders
 PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 TAKEN = PICTURES | {".txt", ".jsonl", ".json"}
+MOST_ROWS = 20_000  # each is held in memory
 ROWS = {"metadata.jsonl", "prompt.json"}  # name their pictures themselves
+ROWS_END = {".jsonl", ".json"}
 IMAGES = "images"
 
 _ENTRY = b"PK\x01\x02"  # begins every entry of a ZIP's directory
@@ -88,6 +90,8 @@ class _Found:
         for file, data in self._read():
             place = folder / file.place
             place.parent.mkdir(parents=True, exist_ok=True)
+            if file.place.suffix.lower() in ROWS_END and data.count(b"\n") > MOST_ROWS:
+                raise BadRequest(f"{shortened(str(file.place))} has more than {MOST_ROWS} rows: put larger datasets on the machine itself")
             with place.open("xb") as out:
                 out.write(data)
         try:

@@ -84,6 +84,7 @@ def test_mirrored_pairs_follow_the_others(tmp_path: Path) -> None:
         ("", "has no rows"),
         ("\n\n", "has no rows"),
         ("{", r"metadata\.jsonl:1: not JSON"),
+        ("[" * 100_000, r"metadata\.jsonl:1: not JSON"),
         ("[1]", r"metadata\.jsonl:1: a row is an object with the columns file_name, text and hint"),
         (json.dumps({**ROW, "hint": 3}), "column 'hint' holds 3, expected text"),
         (json.dumps({"file_name": "a.png", "text": "x", "hints": "a_hint.png"}), "unknown column 'hint': did you mean 'hints'"),

@@ -89,6 +89,11 @@ def _too_many(path: Path) -> Path:
     return zipped(path, {f"images/{number}.txt": b"" for number in range(train_upload.MOST_FILES + 1)})
 
 
+def _many_rows(path: Path) -> Path:
+    row = b'{"file_name": "images/0.png", "canny": "images/0.png", "text": ""}\n'
+    return zipped(path, {"images/0.png": PIXELS, "metadata.jsonl": row * (train_upload.MOST_ROWS + 1)})
+
+
 def _cut(path: Path) -> Path:
     data = good(path).read_bytes()
     path.write_bytes(data[: len(data) // 2])
@@ -138,6 +143,7 @@ HOSTILE: dict[str, tuple[Callable[[Path], Path], str]] = {
     "a size that lies": (_lying, "pack it again"),
     "a crowded directory": (_crowded, "more than 4000 files"),
     "too many files": (_too_many, "4001 files, over the limit of 4000"),
+    "too many rows": (_many_rows, "more than 20000 rows"),
     "half a ZIP": (_cut, "cannot be read"),
     "a spoilt ZIP": (_spoilt, "damaged"),
     "a ZIP in a ZIP": (_nested, "no pairs are found"),

@@ -100,6 +100,14 @@ def test_uploads_are_offered_and_bounded_together(tmp_path: Path, monkeypatch: p
         receive([good(tmp_path / "second.zip")], places.uploads)
 
 
+def test_a_row_of_a_hundred_thousand_brackets_is_a_mistake(tmp_path: Path) -> None:
+    archive = zipped(tmp_path / "deep.zip", {"metadata.jsonl": b"[" * 100_000, "images/0.png": PIXELS})
+    folder = receive([archive], tmp_path / "data" / "uploads").folder
+    places = Places(tmp_path / "runs", tmp_path / "data", restricted=True)
+    config = train_settings.read_data({"folder": str(folder), "data.condition": "canny"}, places)
+    assert any("not JSON" in mistake for mistake in looked(config.folder).found.mistakes)
+
+
 def test_a_zip_comes_alone(tmp_path: Path) -> None:
     (tmp_path / "a.png").write_bytes(PIXELS)
     with pytest.raises(BadRequest, match="upload one ZIP alone"):

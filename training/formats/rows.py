@@ -38,7 +38,7 @@ def _pairs(line: bytes, where: str, given: tuple[Path, DataConfig, tuple[str, st
     picture, caption = config.picture or usual[0], config.caption or usual[1]
     try:
         row = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"{where}: not JSON ({error})") from None
     if not isinstance(row, dict):
         raise BadRequest(f"{where}: a row is an object with the columns {picture}, {caption} and {' and '.join(config.conditions)}")

@@ -65,7 +65,7 @@ def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) ->
             values |= found if isinstance(found, dict) else {}
         if "txt" in files:
             values["txt"] = files["txt"].read().decode().strip()
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise BadRequest(f"{where}: its caption is not UTF-8 or not JSON ({error})") from None
     column = config.caption or ("txt" if "txt" in values else "text" if "text" in values else "caption")
     text = caption_of(values, column, config, name.rpartition("/")[2], where)
