@@ -79,10 +79,13 @@ class Tally:
 
 
 class Stop:
-    """How often somebody asked to stop: once for "finish what is begun", twice for "now"."""
+    """How often somebody asked to stop: once for "finish what is begun", twice for "now".
+
+    at_once: nothing is begun yet, so a signal breaks off whatever the main thread waits for.
+    """
 
     def __init__(self) -> None:
-        self.asked, self.by = 0, ""
+        self.asked, self.by, self.at_once = 0, "", False
 
     def ask(self, by: str) -> None:
         self.asked, self.by = self.asked + 1, by
@@ -90,12 +93,22 @@ class Stop:
 
 @contextlib.contextmanager
 def signals(stop: Stop) -> Iterator[None]:
-    """Ctrl-C and SIGTERM ask to stop, in the main thread; elsewhere nothing changes."""
+    """Ctrl-C and SIGTERM ask to stop, in the main thread; elsewhere nothing changes.
+
+    Raises:
+        KeyboardInterrupt: inside, for a signal that comes while `stop.at_once` holds.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     names = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM"}
-    before = {number: signal.signal(number, lambda found, _: stop.ask(names[signal.Signals(found)])) for number in names}
+
+    def ask(number: int, _: object) -> None:
+        stop.ask(names[signal.Signals(number)])
+        if stop.at_once:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, ask) for number in names}
     try:
         yield
     finally:

@@ -82,10 +82,13 @@ def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show,
             journal.commit()
             if waiting:
                 with signals(stop):
-                    crew = _crew(settings, store, len(waiting))
-                    recorded = {name for name in names if name.startswith("failed/")}
-                    drive = Drive(waiting, crew, store, journal, tally=tally, recorded=recorded)
-                    drive.run(settings.limits, stop, show)
+                    crew = _gathered(settings, store, len(waiting), stop)
+                    if crew is None:
+                        tally.reason = f"stopped by {stop.by}"
+                    else:
+                        recorded = {name for name in names if name.startswith("failed/")}
+                        drive = Drive(waiting, crew, store, journal, tally=tally, recorded=recorded)
+                        drive.run(settings.limits, stop, show)
             journal.write("end", reason=tally.reason, **tally.values())
         except BaseException as error:
             journal.write("end", reason=" ".join(str(error).split())[:300] or type(error).__name__, **tally.values())
@@ -109,6 +112,19 @@ def plan(jobs: Sequence[Job], settings: Settings, skipped: Set[str] = frozenset(
 def failures(store: Store) -> list[str]:
     """A line for each job that failed."""
     return [f"line {found.get('line', '?')}: {found.get('error', '')}" for found in read_failures(store, store.names()).values()]
+
+
+def _gathered(settings: Settings, store: Store, bundles: int, stop: Stop) -> Crew | None:
+    """Who will draw; None where somebody asked to stop before they were there, which can take seconds."""
+    stop.at_once = True
+    try:
+        return _crew(settings, store, bundles)
+    except KeyboardInterrupt:
+        if not stop.asked:
+            raise
+        return None
+    finally:
+        stop.at_once = False
 
 
 def _crew(settings: Settings, store: Store, bundles: int) -> Crew:

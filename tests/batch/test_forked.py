@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from batch.manifest import Row
 from batch.runner import Settings, run_batch
 from batch.store import open_store
 from batch.work import Outcome
-from batch.workers import FORKS, warm
+from batch.workers import FORKS, Processes, warm
 from core.request import RenderRequest
 from tests.batch.fake import Fake, NothingToKnow, OpenFake
 
@@ -70,6 +71,22 @@ def test_a_forked_worker_has_the_environment_of_its_run(tmp_path: Path, monkeypa
     monkeypatch.setenv("LIMN_TEST_OF_FORKS", "now")
     tally, _ = run_batch(jobs(2), open_store(tmp_path), Settings(open_drawer=OpenTeller(), workers=2, forked=True), silent)
     assert tally.done == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_workers_are_coming_stops_at_once(tmp_path: Path, number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting one waits for the process that it is forked from, which may still be importing."""
+
+    def slow(crew: Processes, place: int) -> None:
+        os.kill(os.getpid(), number)
+        time.sleep(60.0)
+
+    monkeypatch.setattr(Processes, "_start", slow)
+    began = time.perf_counter()
+    tally, _ = run_batch(jobs(3), open_store(tmp_path), Settings(open_drawer=OpenFake(), workers=2, forked=True), silent)
+    assert time.perf_counter() - began < 30.0
+    assert (tally.done, tally.left) == (0, 3)
+    assert tally.reason == {signal.SIGINT: "stopped by Ctrl-C", signal.SIGTERM: "stopped by SIGTERM"}[number]
 
 
 def test_ctrl_c_is_heard_again_after_warming() -> None:
