@@ -65,11 +65,11 @@ def available() -> bool:
 
 
 def _plain(module: nn.Linear | nn.Conv2d) -> bool:
-    """Whether nobody else has put something in the layer's place: offloading, quantised weights, a class of its own."""
+    """Whether nobody else has put something in the layer's place, or trains it: offloading, quantised weights, a class of its own."""
     if type(module) not in (nn.Linear, nn.Conv2d) or "forward" in vars(module):
         return False
     weight = module.weight
-    if type(weight) is not nn.Parameter or weight.is_inference() or not weight.is_contiguous():
+    if type(weight) is not nn.Parameter or weight.requires_grad or weight.is_inference() or not weight.is_contiguous():
         return False
     return weight.dtype == torch.float32 and weight.device.type == "cpu"
 

@@ -106,6 +106,12 @@ def test_layers_that_are_not_plain_are_let_be(made: Callable[[], nn.Module]) -> 
         assert vars(layer).get("forward") is before
 
 
+def test_layers_in_training_are_let_be() -> None:
+    layer = nn.Linear(8, 8)
+    with by_onednn([layer], HERE):
+        assert "forward" not in vars(layer)
+
+
 @pytest.mark.parametrize("place", [Place(torch.device("cuda"), torch.float32), Place(torch.device("cpu"), torch.bfloat16)], ids=str)
 def test_layers_that_wait_here_for_another_device_are_let_be(place: Place) -> None:
     layer = nn.Linear(8, 8).requires_grad_(False)
