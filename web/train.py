@@ -178,6 +178,8 @@ class _Train:
             parts["log"]: words_of_log(told.said),
             parts["grid"]: gr.update(value=self._copy(told.grid) if told.grid else None, visible=told.grid is not None),
         }
+        if not runs:
+            changes[parts["said"]] = ""  # that it has started
         return changes | {parts[key]: _plot(told, key) for key in train_layout.CURVES}
 
     def _told(self, error: LimnError) -> Changes:
