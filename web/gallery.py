@@ -121,7 +121,8 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
     handlers = _Gallery(library, create, parts, tabs)
     own = list(parts.values())
     filled = [*own, tabs, create.parts.status, *create.parts.columns, *create.parts.inputs.values()]
-    gr.on([tab.select, refresh.click, search.submit], handlers.search, search, own, **_QUIET)
+    asked = [tab.select, refresh.click, search.submit]
+    gr.on(asked, handlers.search, search, own, trigger_mode="always_last", **_QUIET)  # what is asked during a search follows it
     chosen = parts["pictures"].select(handlers.choose, parts["found"], own, **_QUIET)
     chosen.then(None, None, None, js=_INTO_SIGHT, api_visibility="private")
     restore.click(handlers.restore, parts["chosen"], filled, **_QUIET)
