@@ -1,12 +1,14 @@
 """`limn train` against a straightforward loop on the same base, pictures, batch and precision: samples a second, interleaved.
 
-    python benchmarks/train.py [--shrink 4] [--size 128] [--batch 4] [--steps 10] [--repeats 3] [--script train_controlnet.py]
+    python benchmarks/train.py [--shrink 4] [--size 128] [--batch 4] [--steps 10] [--repeats 3] [--processes 2]
+    python benchmarks/train.py --script train_controlnet.py
     python benchmarks/train.py --gpu [--workers 8]        # SD 1.5 as it is: --shrink 1 --size 512 --batch 4 --precision bf16
 
 The straightforward loop has the structure of diffusers' examples/controlnet/train_controlnet.py: no workers, pictures decoded, encoded by
 the autoencoder and captions by the text encoder at every step, unfused AdamW. With --workers it is also run with as many, and fused
 ("tuned"). Given a copy of that script, it is run too, as it is, for the same number of steps, and its time between its second and last step
-counts. All sides train the whole ControlNet on the same drawn pictures. The cache that Limn builds first is timed, and the epoch from which
+counts. With --processes Limn also trains in as many, which share the same batch and the cores. All sides train the whole ControlNet on the
+same drawn pictures. The cache that Limn builds first is timed, and the epoch from which
 it has paid for itself is said.
 
 The base is Stable Diffusion 1.5's own configuration with random weights and every width divided by --shrink, so that autoencoder, text
@@ -30,6 +32,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # our packages, which neighbours of this file are named as
 
 import torch
+import yaml
 from accelerate import PartialState
 from torch.utils.data import DataLoader
 
@@ -131,6 +134,29 @@ def limn(config: ControlNetConfig, task: Any) -> float:
     return settings.batch_size * (len(moments) - 2) / (moments[-1] - moments[1])
 
 
+def in_processes(config: ControlNetConfig, count: int, home: Path) -> float:
+    """The same of a training in several processes under torchrun, by the first one's clock; each has its share of cores and batch."""
+    settings = home / "processes.yaml"
+    settings.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count), __file__]
+    threads = str(max(1, torch.get_num_threads() // count))
+    environment = os.environ | {"OMP_NUM_THREADS": threads, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    done = subprocess.run([*command, "--one-of", str(settings)], env=environment, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{count} processes did not train: {done.stderr[-2000:]}")
+    return float(done.stdout.split()[-1])
+
+
+def one_of(settings: Path) -> None:
+    """One of several processes; the first one prints the samples a second of all."""
+    config = ControlNetConfig.model_validate(yaml.safe_load(settings.read_text()))
+    state = PartialState(cpu=config.train.on_cpu)
+    task = build_task(config, state, Engine(Place(state.device, torch.float32)))
+    found = limn(config, task)
+    if state.is_main_process:
+        print(found)
+
+
 class Decoded(torch.utils.data.Dataset[dict[str, Any]]):
     """Pictures, conditions and captions, decoded as they are asked for."""
 
@@ -222,6 +248,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--hint", type=int, nargs="+", help="widths of the hint encoder")
     parser.add_argument("--workers", type=int, default=0)
     parser.add_argument("--gpu", action="store_true", help="Stable Diffusion 1.5 as it is, at 512 pixels in bf16")
+    parser.add_argument("--processes", type=int, default=0, help="also train in so many processes, with the same batch")
+    parser.add_argument("--one-of", type=Path, help=argparse.SUPPRESS)  # what torchrun starts
     parser.add_argument("--script", type=Path, help="a copy of diffusers' train_controlnet.py")
     parser.add_argument("--cpu-time", action="store_true", help="count this process's time on the CPU, not the clock's")
     parser.add_argument("--json", type=Path, help="also write the table, the settings and the machine here")
@@ -238,6 +266,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Prints one table, and writes it as JSON where `--json` says."""
     args = arguments()
+    if args.one_of:
+        return one_of(args.one_of)
     with tempfile.TemporaryDirectory() as home:
         torch.manual_seed(0)
         model = args.model or str(shrunk_sd15(Path(home) / "base", args.shrink))
@@ -276,6 +306,8 @@ def main() -> None:
         }
         if args.workers:
             sides["tuned"] = lambda: straightforward(config, task, base, workers=args.workers, fused=True)
+        if args.processes:
+            sides[f"limn, {args.processes} processes"] = lambda: in_processes(config, args.processes, Path(home))
         if args.script:
             sides["train_controlnet.py"] = lambda: public_script(args.script, config, resolve(model), data)
         found: dict[str, list[float]] = {name: [] for name in sides}
@@ -303,7 +335,11 @@ def report(args: argparse.Namespace, found: dict[str, list[float]], counted: dic
         even = f", the cache ({cached_s:.1f} s) pays from epoch {cached_s / saved_s:.1f} on" if saved_s > 0 else ""
         print(f"{name:24} {middle:8.2f} samples/s ({min(values):.2f} to {max(values):.2f}), limn is {ours / middle:.2f} times{even}")
     if args.json:
-        settings = {name: value if isinstance(value, int | list) else str(value) for name, value in vars(args).items() if name != "json"}
+        settings = {
+            name: value if isinstance(value, int | list) else str(value)
+            for name, value in vars(args).items()
+            if name not in ("json", "one_of")
+        }
         values = {
             "date": time.strftime("%Y-%m-%d"),
             "machine": f"{platform.machine()}, {os.cpu_count()} cores",
