@@ -8,6 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from batch.job import Job
+from core.request import ROWS_OWN
 
 
 @dataclass(frozen=True)
@@ -53,15 +54,12 @@ def estimate(jobs: Sequence[Job]) -> Estimate:
 
 
 def group_of(job: Job) -> Hashable:
-    """What jobs share that could be drawn together: models, size, steps, sampler, guidance."""
+    """What jobs share that could be drawn together: all but what each has for itself, and the pictures that they begin from."""
     request = job.request
     return (
-        (request.model, request.vae),
-        tuple((unit.kind, unit.model, unit.start, unit.end, unit.mode) for unit in request.controls),
-        tuple((lora.name, lora.weight, lora.text_weight) for lora in request.loras),
-        (request.width, request.height, request.hires),
-        (request.steps, request.sampler, request.schedule, request.eta, request.guidance_scale),
-        (request.init_image is None, request.count),
+        request.model_dump_json(exclude={*ROWS_OWN, "init_image", "mask"}),
+        tuple((unit.kind, unit.model, unit.start, unit.end, unit.mode, unit.layer_weights) for unit in request.controls),
+        request.init_image is None,
     )
 
 

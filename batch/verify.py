@@ -21,7 +21,7 @@ from core.control import Image
 from core.errors import BadImage, BadRequest, UserError
 from core.images import decode
 from core.provenance import Record, read_record
-from core.request import RenderRequest
+from core.request import ROWS_OWN, RenderRequest
 from renderer import Picture
 
 DIFFERENT = 3  # exit code
@@ -105,9 +105,8 @@ def redrawings(records: Mapping[Path, Record]) -> list[dict[int, Path]]:
 
 def _alike(request: RenderRequest) -> Hashable:
     """What requests have in common that share a batch, as far as it can be told without their texts; see `pipelines.mixing`."""
-    own = {"prompt", "negative_prompt", "seed", "variation_seed", "controls"}
     controls = tuple((unit.kind, unit.model, unit.start, unit.end, unit.mode, unit.layer_weights) for unit in request.controls)
-    return (request.model_dump_json(exclude=own), controls)
+    return (request.model_dump_json(exclude=set(ROWS_OWN)), controls)
 
 
 def _judge_together(paths: Mapping[int, Path], records: Mapping[Path, Record], drawer: Drawer) -> Iterator[Verdict]:

@@ -99,6 +99,10 @@ class Inversion(Frozen):
     iterations: int = Field(5, ge=1, le=50, description="corrections at every step; with 1 the error of plain DDIM inversion remains")
 
 
+ROWS_OWN = frozenset({"prompt", "negative_prompt", "seed", "variation_seed", "controls"})
+"""Fields in which pictures may differ that are drawn in one batch; of controls what they read and how strongly."""
+
+
 class RenderRequest(Frozen):
     """Everything that determines `count` pictures, apart from the bytes of the files it names.
 

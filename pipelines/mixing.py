@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import OutOfMemory
+from core.request import ROWS_OWN
 from pipelines.adapters import Lora
 from pipelines.denoise import HasNetwork, Plan, denoise, never
 from pipelines.family import PreparedControl, Residuals, Text
@@ -24,9 +25,6 @@ from pipelines.noise import seeded_noise
 from pipelines.passes import Drawn, Passes
 from pipelines.planning import Words
 from pipelines.steering import Steering
-
-# Fields of a request that every row has for itself.
-_ROWS_OWN = {"prompt", "negative_prompt", "seed", "variation_seed", "controls"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +49,7 @@ def kind_of(single: Single) -> Hashable | None:
         return None
     if any(steering.mask_HW is not None for steering in plan.controls):
         return None
-    settings = json.dumps(passes.request.model_dump(mode="json", exclude=_ROWS_OWN), sort_keys=True)
+    settings = json.dumps(passes.request.model_dump(mode="json", exclude=set(ROWS_OWN)), sort_keys=True)
     controls = [(one.start, one.end, one.mode, one.layer_weights, *_identity(one.control)) for one in plan.controls]
     return (id(passes.family), settings, single.loras, plan.guidance_scale, *_outline(plan), *controls)
 
