@@ -34,12 +34,26 @@ def held(path: Path, doing: str, remedy: str) -> Iterator[None]:
     except OSError as error:
         raise BadRequest(f"{folder!r} cannot be written to ({(error.strerror or '').lower()}): choose another folder") from None
     if descriptor is None:
-        raise BadRequest(f"{folder!r} is being {doing} by {who(holder(path))}: {remedy}")
+        raise _taken(path, holder(path), doing, remedy)
     try:
         sign(descriptor, me())
         yield
     finally:
         os.close(descriptor)
+
+
+def check_free(path: Path, doing: str, remedy: str) -> None:
+    """Looks, and makes nothing. doing, remedy: as in `held`.
+
+    Raises:
+        BadRequest: another process holds the lock.
+    """
+    if (owner := holder(path)) is not None:
+        raise _taken(path, owner, doing, remedy)
+
+
+def _taken(path: Path, owner: Owner | None, doing: str, remedy: str) -> BadRequest:
+    return BadRequest(f"{str(path.parent)!r} is being {doing} by {who(owner)}: {remedy}")
 
 
 def take(path: Path) -> int | None:

@@ -18,6 +18,7 @@ from pipelines.attention import perturbed, remembered, shared_start
 from pipelines.canvas import Canvas
 from pipelines.family import Family, Residuals, Text
 from pipelines.guidance import Branches, Guidance, Side, check_weights
+from pipelines.lora_names import DENOISERS
 from pipelines.noise import Noise
 from pipelines.noise import seeded_noise as seeded_noise
 from pipelines.onednn import by_onednn
@@ -99,7 +100,7 @@ def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep, *, before
         return x if canvas is None else canvas.latents_1Chw.expand_as(first).clone()
     loop = _Loop(family, plan, first, before_call)
     controls = [steering.control for steering in plan.controls]
-    networks = [*family.networks().values(), *(control.network for control in controls if isinstance(control, HasNetwork))]
+    networks = [*_denoisers(family), *(control.network for control in controls if isinstance(control, HasNetwork))]
     with by_onednn(networks, family.place), remembered(networks):
         latents = plan.sampler.run(loop.model, x, times, on_step, noise)
     if canvas is not None:
@@ -120,12 +121,17 @@ def invert(family: Family, plan: Plan, latents: Tensor, *, iterations: int = 5, 
         BadRequest: the plan's sampler has no single way back.
     """
     loop = _Loop(family, plan, latents, before_call)
-    networks = list(family.networks().values())
+    networks = _denoisers(family)
     with by_onednn(networks, family.place), remembered(networks):
         x = samplers.invert(loop.model, latents, plan.times, sampler=plan.sampler.name, iterations=iterations)
     if not bool(x.isfinite().all()):
         raise BadModel(f"inversion in {family.place.dtype} overflowed: try dtype float32, more steps or more iterations")
     return x
+
+
+def _denoisers(family: Family) -> list[nn.Module]:
+    """The networks that are at work in the loop; the autoencoder is not, so that it rounds alike wherever it is called."""
+    return [network for name, network in family.networks().items() if name in DENOISERS]
 
 
 class _Loop:

@@ -85,7 +85,7 @@ def _linear(module: nn.Linear) -> Callable[..., Tensor]:
     def forward(x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.numel() < FEWEST_ROWS * x.shape[-1]:
             return F.linear(x, weight, bias)
-        return _multiply(x, weight, bias)
+        return _multiply(x.contiguous(), weight, bias)
 
     return forward
 
@@ -97,6 +97,7 @@ def _convolution(module: nn.Conv2d) -> Callable[..., Tensor]:
     def forward(x: Tensor) -> Tensor:
         if x.dtype != torch.float32 or x.ndim != 4 or x.shape[0] * x.shape[2] * x.shape[3] > MOST_CELLS:
             return plain(x)
+        x = x.contiguous()  # other orders of axes have other kernels, which round otherwise
         return _convolve(x, _packed_weight(module, tuple(x.shape), window), bias, window)
 
     return forward

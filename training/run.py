@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from core.errors import BadModel, BadRequest, Mismatch, unknown_name
 from core.files import publish
-from core.lock import held
+from core.lock import check_free, held
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.edm import is_edm
@@ -98,14 +98,16 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_optimiser(config.train)
     check_push(config.push)
     state = PartialState(cpu=config.train.on_cpu)
-    remedy = "wait for it, stop it, or give another train.out"
-    with held(config.train.out / LOCK, "trained in", remedy) if state.is_main_process else nullcontext():
-        return _train(config, state, on_step)
-
-
-def _train(config: ControlNetConfig, state: PartialState, on_step: OnStep | None) -> Run:
     engine = Engine(place_of(config, state))
+    lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
+    if state.is_main_process:
+        check_free(*lock)
     task = build_task(config, state, engine)
+    with held(*lock) if state.is_main_process else nullcontext():
+        return _train(config, state, task, engine, on_step)
+
+
+def _train(config: ControlNetConfig, state: PartialState, task: ControlNetTask, engine: Engine, on_step: OnStep | None) -> Run:
     if state.is_main_process:
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         publish(config.train.out / "config.yaml", text.encode())

@@ -1,9 +1,10 @@
 // What the page holds, by tab and name. Every input tells when it changes, so that an event sends all of a tab as one value: as inputs of
 // an event, Gradio would look for each of them in the whole page, several times, and show the event's progress on all of them.
 window.limn = (() => {
-  const QUIET_MS = 120, HEAD = 64; // so long nothing has changed; of a painting this much says what it is
+  const QUIET_MS = 120, LATE_MS = 300; // so long nothing has changed; so late a change may arrive
+  const HEAD = 64; // of a painting so much says what it is
   const tabs = {}, presses = {};
-  let timer = 0;
+  let timer = 0, edited = 0, heard = 0;
 
   const tab = (name) => (tabs[name] ??= { values: {}, names: [], version: "", open: false });
   const read = (key) => {
@@ -18,12 +19,21 @@ window.limn = (() => {
     Object.keys(tabs).forEach(save);
     document.querySelector("#examine")?.click();
   };
-  const arrived = () => new Promise((done) => setTimeout(done, 0));
+  // What was edited a moment ago is on its way through Gradio, on a busy machine behind the click that asks for it.
+  const arrived = async () => {
+    do await new Promise((done) => setTimeout(done, 0));
+    while (heard < edited && performance.now() < edited + LATE_MS);
+  };
+  addEventListener("input", () => { edited = performance.now(); }, true);
+  addEventListener("mousedown", (event) => {
+    if (event.target.closest?.("[role=option]")) edited = performance.now();
+  }, true);
 
   return {
     // An input's new value, and the button that is pressed for it, once for all that changes at the same time.
     hold(key, name, value, button) {
       tab(key).values[name] = value;
+      heard = performance.now();
       clearTimeout(timer);
       timer = setTimeout(rest, QUIET_MS);
       if (!button) return;

@@ -15,6 +15,7 @@ FOLDED = {
 
 def turn_to(page: Page, tab: str) -> None:
     """Another tab; where there is no room for its name it is behind a button."""
+    page.wait_for_timeout(300)  # the row of tabs is laid out anew after the window's width has changed
     name = page.get_by_role("tab", name=tab, exact=True)
     if name.is_visible():
         name.click()
