@@ -30,7 +30,8 @@ def test_offloading_draws_the_same(house: Path, offload: str) -> None:
     command = ("render", "-p", "a cube", "--model", house / "base", *SIZE)
     assert limn(*command, "--out", "plain") == 0
     assert limn(*command, "--offload", offload, "--out", "offloaded") == 0
-    assert np.array_equal(drawn("plain")[0], drawn("offloaded")[0])
+    levels = np.abs(drawn("plain")[0].astype(int) - drawn("offloaded")[0])
+    assert levels.max() <= (0 if offload == "model" else 1)  # layers that come and go are computed plainly, not by oneDNN
 
 
 def test_rounding_is_recorded_and_counts_as_another_job(house: Path) -> None:

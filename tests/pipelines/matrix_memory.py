@@ -30,7 +30,8 @@ def lying(bench: Bench, memory: Memory) -> tuple[Any, Any, Picture]:
 def offload(bench: Bench) -> None:
     for way in OFFLOADS.keys() - {"none"}:
         plain, offloaded, _ = lying(bench, Memory(offload=way))  # type: ignore[arg-type]
-        assert np.array_equal(plain, offloaded), way
+        levels = np.abs(plain.astype(float) - offloaded).max()
+        assert levels <= (0 if way == "model" else 1), way  # on the CPU, layers that come and go are computed plainly, not by oneDNN
 
 
 def storage(bench: Bench) -> None:
