@@ -153,9 +153,10 @@ class Worker:
             return
         while (bundle := self._waiting.get()) is not None:
             wanted = [job for job in bundle.jobs if job.key in bundle.wanted]
+            dropped = self._dropping.is_set()  # once: it may be set at any moment, and what is said to have begun must end
             for job in wanted:
-                self._tell(Outcome(job.key, "returned") if self._dropping.is_set() else Begun(job.key))
-            if not self._dropping.is_set():
+                self._tell(Outcome(job.key, "returned") if dropped else Begun(job.key))
+            if not dropped:
                 self._draw(drawer, bundle.jobs, wanted)
         self._drawn.put(None)
 

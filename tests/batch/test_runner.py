@@ -14,11 +14,11 @@ from batch.job import Gate, Job, make_jobs
 from batch.journal import read_journal, rebuild, write_rebuilt
 from batch.lock import holder, locked
 from batch.manifest import Row
-from batch.planner import ordered
+from batch.planner import Bundle, ordered
 from batch.report import summarise
 from batch.runner import Settings, run_batch
 from batch.store import Folder, open_store, pictures, read_failures
-from batch.work import Outcome
+from batch.work import Begun, Event, Outcome, Worker
 from core.errors import BadRequest, LimnError
 from core.provenance import read_record
 from core.request import ControlUnit, RenderRequest
@@ -214,6 +214,24 @@ def test_a_signal_finishes_what_is_begun_and_the_next_run_goes_on(tmp_path: Path
     assert tally.done == len(files(tmp_path)), "what was begun was finished"
     assert run(tmp_path, jobs).left == 0
     assert len(files(tmp_path)) == 200
+
+
+def test_a_stop_as_a_bundle_begins_leaves_no_job_without_an_end(tmp_path: Path) -> None:
+    """Said to have begun, and then neither drawn nor handed back: whoever waited for it would wait for ever."""
+    jobs = jobs_of(requests(6))
+    events: list[Event] = []
+
+    def tell(event: Event) -> None:
+        events.append(event)
+        if isinstance(event, Begun):
+            worker.drop()
+
+    worker = Worker(OpenFake(), open_store(tmp_path), tell)
+    for bundle in (jobs[:3], jobs[3:]):
+        worker.give(Bundle(tuple(bundle), frozenset(job.key for job in bundle)))
+    worker.close()
+    ends = {event.key: event.status for event in events if isinstance(event, Outcome)}
+    assert ends == {job.key: "done" if i < 3 else "returned" for i, job in enumerate(jobs)}
 
 
 @pytest.mark.parametrize("numbers", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM, signal.SIGINT)])
