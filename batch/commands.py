@@ -52,16 +52,24 @@ class Options:
     exact: bool = False
     ray: str | None = None
     extractors: int | None = None
-    memory: "Memory | None" = None
+    offload: str = "none"
+    storage: str = "as_computed"
+    quantise: str = "none"
+    attention: str | None = None
+
+    @property
+    def memory(self) -> "Memory | None":
+        """How the model lies in memory; None by default."""
+        from pipelines.residency import Memory
+
+        return Memory.asked(vars(self))
 
 
 def render_source(source: Path, values: Mapping[str, Any], typed: Mapping[str, Any]) -> int:
     """`limn render SOURCE`; the exit code. values: the request's fields that were typed; typed: all options of the command by name."""
-    from pipelines.residency import Memory
-
     bare = [text for text in typed["control"] or () if "=" not in text.partition(",")[0]]
-    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name not in ("control", "memory")}
-    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare, "memory": Memory.asked(typed)})
+    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name != "control"}
+    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare})
     return render_batch(source, typed["out"], values, options, as_json=typed["as_json"])
 
 
@@ -77,8 +85,9 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     manifest = vary(manifest, [parse_axis(text) for text in options.grid])
     gate = Gate(options.best_of, options.min_fidelity)
     forked = _warmed(manifest, options)
-    rounding = options.memory.rounding if options.memory else ()
-    found = make_jobs(manifest.rows, Doctor(model, fetch=not options.dry_run, rounding=rounding), gate)
+    memory = options.memory
+    doctor = Doctor(model, fetch=not options.dry_run, rounding=memory.rounding if memory else ())
+    found = make_jobs(manifest.rows, doctor, gate)
     problems = sorted([*manifest.problems, *found.problems], key=lambda problem: problem.line)
     _complain(problems, found, skip=options.skip_bad or options.dry_run)
     if options.dry_run:

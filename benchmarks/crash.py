@@ -90,7 +90,7 @@ def kill_one(out: Path, case: Case, share: float, chance: random.Random, *, pace
     """
     process = start(out, case)
     if chance.random() < EARLY:
-        time.sleep(chance.uniform(0.0, 0.5))
+        watch(process, out, share, most_s=chance.uniform(0.0, 0.5))
     elif case.engine == "fake":
         watch(process, out, chance.uniform(0.0, 1.8 * share))
     else:  # a bundle's pictures appear all at once: wherever it is within one
@@ -113,10 +113,10 @@ def kill_one(out: Path, case: Case, share: float, chance: random.Random, *, pace
     return whom
 
 
-def watch(process: subprocess.Popen[str], out: Path, more: float) -> None:
-    """Waits until so many more pictures are there, or the run has ended."""
-    target = len(done(out)) + more
-    while process.poll() is None and len(done(out)) < target:
+def watch(process: subprocess.Popen[str], out: Path, more: float, *, most_s: float = float("inf")) -> None:
+    """Waits until so many more pictures are there, the run has ended, or so many seconds have gone."""
+    target, until = len(done(out)) + more, time.perf_counter() + most_s
+    while process.poll() is None and len(done(out)) < target and time.perf_counter() < until:
         time.sleep(0.002)
 
 

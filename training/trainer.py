@@ -26,7 +26,7 @@ from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
 from training.compiled import LIMITS, Regions, batches_of_each_size, compile_proven
 from training.config import HARMLESS, TrainConfig
-from training.linear import linear_by_onednn
+from training.onednn import learning_by_onednn
 from training.optimiser import Average, Optimiser, rate
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
@@ -144,10 +144,10 @@ class _Trainer:
 
     @contextmanager
     def _fast(self, notes: list[str]) -> Iterator[None]:
-        """Linear layers by the faster library, or repeated blocks compiled, in every process or in none; `notes` gets what came of it."""
+        """Layers by the faster library, or repeated blocks compiled, in every process or in none; `notes` gets what came of it."""
         config, device, networks = self.config, self.accelerator.device, [self.whole, *self.frozen]
         if not config.compile:
-            with linear_by_onednn(networks):
+            with learning_by_onednn(networks):
                 yield
             return
         regions, limit = Regions(networks), LIMITS[self.whole.autocast or torch.float32]
