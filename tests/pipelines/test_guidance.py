@@ -179,7 +179,7 @@ def test_text_is_projected_once_for_each_prompt(family: StableDiffusion, steerin
         if getattr(module, "is_cross_attention", False)
     ]
     counts = {"linear": 0}
-    linear, multiply = torch.nn.functional.linear, onednn._multiply
+    linear, multiply = torch.nn.functional.linear, onednn.multiply
     widths = {module.to_k.weight.data_ptr() for module in cross} | {module.to_v.weight.data_ptr() for module in cross}
 
     def counted(states: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -191,7 +191,7 @@ def test_text_is_projected_once_for_each_prompt(family: StableDiffusion, steerin
         return multiply(states, weight, bias)
 
     monkeypatch.setattr(torch.nn.functional, "linear", counted)
-    monkeypatch.setattr(onednn, "_multiply", counted_there)
+    monkeypatch.setattr(onednn, "multiply", counted_there)
     one, other = family.encode_prompt("a red sphere"), family.encode_prompt("a person on snow")
     sides = (Side(((3, one), (STEPS, other))),)
     plan = make_plan(family, positive=sides, controls=(steering,))

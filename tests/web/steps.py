@@ -2,6 +2,7 @@
 
 import io
 import os
+import re
 from pathlib import Path
 
 import cv2
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image as Pillow
 from playwright.sync_api import Page, expect
+from playwright.sync_api import TimeoutError as Timeout
 
 from core.provenance import Record, read_record
 
@@ -27,7 +29,12 @@ def choose(page: Page, dropdown: str, value: str) -> None:
     field = page.locator(f"#{dropdown} input")
     field.click()
     field.fill(value)
-    field.press("Enter")
+    option = page.locator(f"#{dropdown} [role=option]").filter(has_text=re.compile(f"{re.escape(value)}$"))
+    try:
+        option.first.click(timeout=2000)
+    except Timeout:  # a value of one's own
+        field.press("Enter")
+    expect(field).to_have_value(value)
 
 
 def shown(page: Page, where: str) -> NDArray[np.uint8]:
