@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from core.errors import LimnError
+from core.files import output_folder
 
 if TYPE_CHECKING:
     from web.service import Service
@@ -34,6 +35,7 @@ def ui(
     from web.server import check_access, private_cache, serve
 
     login = check_access(listen, auth)
+    output_folder(out)
     with private_cache(), contextlib.ExitStack() as ends:
         with without_collecting():
             from web.service import Service

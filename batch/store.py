@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, Protocol
 
 from core.errors import BadRequest, DiskFull, LimnError
-from core.files import publish, sweep_temps
+from core.files import output_folder, publish, sweep_temps
 
 FAILED, REJECTED, JOURNAL, REPORT, LOCK = "failed", "rejected", "journal.jsonl", "report.html", "batch.lock"
 _OWN: Final = (FAILED, REJECTED)
@@ -162,14 +162,7 @@ def open_store(out: str | Path) -> Store:
     """
     if "://" in str(out):
         return Remote(str(out).rstrip("/"))
-    path = Path(out)
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadRequest(f"output folder {str(path)!r} cannot be made ({(error.strerror or '').lower()}): choose another") from None
-    if not os.access(path, os.W_OK | os.X_OK):
-        raise BadRequest(f"output folder {str(path)!r} cannot be written to: choose another, or change its rights")
-    return Folder(path)
+    return Folder(output_folder(Path(out)))
 
 
 def pictures(names: set[str]) -> set[str]:

@@ -45,6 +45,9 @@ def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None) ->
     Raises:
         BadRequest: there is no picture.
     """
+    for path in paths:
+        if not path.exists():
+            raise BadRequest(f"{str(path)!r} does not exist: give pictures, or folders of them")
     found = list(_pictures(paths))
     if not found:
         raise BadRequest(f"{', '.join(map(str, paths))}: no picture that Limn made lies there")

@@ -79,6 +79,19 @@ def sweep_temps(folder: Path) -> int:
     return swept
 
 
+def output_folder(folder: Path) -> Path:
+    """A folder for results, made where it is missing.
+
+    Raises:
+        BadRequest: it cannot be made or written to. DiskFull: there is no room.
+    """
+    with _explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise BadRequest(f"output folder {str(folder)!r} cannot be written to: choose another, or change its rights")
+    return folder
+
+
 def sha256_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hex; remembered for as long as its size and its time of change stay the same.
 
@@ -208,7 +221,7 @@ def _explained(path: Path, size: int | None = None) -> Iterator[None]:
             ) from error
         if isinstance(error, OSError):
             reason = (error.strerror or str(error)).lower()
-            if error.filename is not None and _PREFIX not in str(error.filename):
+            if error.filename is not None and str(error.filename) != str(path) and _PREFIX not in str(error.filename):
                 reason += f" ({str(error.filename)!r})"
             raise BadRequest(f"cannot write {str(path)!r}: {reason}; choose another folder") from error
         raise

@@ -11,7 +11,7 @@ from typing import Any
 
 import controls
 from core.errors import BadRequest
-from core.files import publish, sha256_file
+from core.files import output_folder, publish, sha256_file
 from core.provenance import library_versions
 from core.spread import default_workers, spread
 from evaluation.bench import TOGETHER, Bench, Reading, Settings
@@ -45,8 +45,7 @@ def evaluate(
     for kind in (*settings.kinds, *settings.controlnets):
         controls.get(kind)
     described = _described(settings, cases)
-    out.mkdir(parents=True, exist_ok=True)
-    notes = Notes(out / NOTES, described)
+    notes = Notes(output_folder(out) / NOTES, described)
     batches = [range(start, min(start + TOGETHER, len(cases))) for start in range(0, len(cases), TOGETHER)]
     left = [batch for batch in batches if not notes.done.keys() >= set(batch)]
     done = sum(map(len, batches)) - sum(map(len, left))

@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from core.errors import BadRequest
-from core.files import publish
+from core.files import output_folder, publish
 from core.skeleton import draw_pose
 from toyland.captions import caption
 from toyland.render import depth_map, render
@@ -45,7 +45,7 @@ def build(
     workers: processes; default one per core. on_progress(done, count) is called as parts finish.
 
     Raises:
-        BadRequest: the folder holds a dataset built with other settings.
+        BadRequest: the folder cannot be made, or holds a dataset built with other settings.
         DiskFull: no room is left; what was built stays and the next call goes on from it.
     """
     if count < 1:
@@ -99,8 +99,7 @@ def row(scene: Scene, name: str, depth_range: tuple[float, float], joints_18x2: 
 
 
 def _claim(out: Path, settings: dict[str, Any]) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    note = out / "dataset.json"
+    note = output_folder(out) / "dataset.json"
     if note.exists():
         found = json.loads(note.read_text())
         if found != settings:

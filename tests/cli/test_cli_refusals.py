@@ -1,6 +1,7 @@
 """What is wrong, in one line: exit code 2 and nothing written."""
 
 import contextlib
+import io
 import resource
 import shutil
 import struct
@@ -163,3 +164,26 @@ def test_other_commands_refuse_in_one_line(arguments: list[str], named: str, cap
     assert named in line
     assert captured.out == ""
     assert not Path("map.png").exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("ui", "--out"),
+        ("toyland", "build", "--count", "1", "--out"),
+        ("evaluate", "control", "--count", "1", "--out"),
+        ("render", "jobs.jsonl", "--out"),
+    ],
+)
+def test_a_file_is_no_folder_for_results(command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    Path("jobs.jsonl").write_text('{"prompt": "a cube"}')
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert limn(*command, "file") == 2
+    assert "'file': file exists; choose another folder" in said.getvalue()
+
+
+def test_what_is_to_be_verified_exists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert limn("verify", tmp_path / "absent.png") == 2
+    assert "does not exist: give pictures, or folders of them" in capsys.readouterr().err

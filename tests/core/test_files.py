@@ -14,7 +14,7 @@ import pytest
 import safetensors.numpy
 
 from core.errors import BadRequest, DiskFull
-from core.files import output_name, publish, publish_folder, sha256_file, sweep_temps
+from core.files import output_folder, output_name, publish, publish_folder, sha256_file, sweep_temps
 
 ROOT = Path(__file__).parents[2]
 
@@ -58,6 +58,15 @@ print("ready", flush=True)
 for number in itertools.count():
     publish(Path(sys.argv[1]) / f"{number % 3}.bin", bytes([number % 256]) * 3_000_000)
 """
+
+
+def test_a_folder_for_results_is_made_or_refused(tmp_path: Path) -> None:
+    assert output_folder(tmp_path / "new" / "one").is_dir()
+    assert output_folder(tmp_path / "new" / "one").is_dir()
+    (tmp_path / "file").write_text("")
+    for wrong in ("file", "file/below"):
+        with pytest.raises(BadRequest, match=r"cannot write .*; choose another folder"):
+            output_folder(tmp_path / wrong)
 
 
 def test_twenty_kills_leave_no_damaged_file_and_sweeping_removes_the_rest(tmp_path: Path) -> None:
