@@ -10,7 +10,7 @@ export TRANSFORMERS_VERBOSITY ?= error
 export GRADIO_ANALYTICS_ENABLED ?= False
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo ui test crash ray lint format docs fidelity fuzz load security screenshots clean
+.PHONY: help install demo ui test crash ray deepspeed lint format docs fidelity fuzz load security screenshots clean
 
 help:  ## list the targets
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,6 +32,10 @@ crash: $(VENV)/.installed  ## kill a batch 100 times, then compare every picture
 ray: $(VENV)/.installed  ## install Ray (400 MB) and run the tests that need it
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements-cluster.txt "moto[server]"
 	$(BIN)/python -m pytest tests/batch/test_cluster.py tests/batch/test_remote.py tests/batch/test_manifest.py
+
+deepspeed: $(VENV)/.installed  ## install DeepSpeed, none of its kernels compiled, and run the tests that need it
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check deepspeed==0.19.8
+	$(BIN)/python -m pytest tests/training/test_zero.py tests/training/test_processes.py
 
 lint: $(VENV)/.installed  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -40,8 +40,10 @@ class TrainConfig(Frozen):
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")
     precision: Precision = Field("fp32", description="of the forward pass; weights and optimiser stay fp32, fp16 scales the loss")
-    sharding: Literal["none", "fsdp"] = Field(
-        "none", description="none: every process has all that is trained; fsdp: weights, gradients and optimiser state are split over them"
+    sharding: Literal["none", "fsdp", "zero"] = Field(
+        "none",
+        description="none: every process has all that is trained; fsdp: weights, gradients and optimiser state are split over them; "
+        "zero: gradients and optimiser state are, by DeepSpeed",
     )
     compile: bool = Field(
         False, description="compile the repeated blocks, if at the beginning every gradient is proven the same; else go on without"

@@ -56,22 +56,32 @@ class Optimiser:
             [{"params": list(group), "weight_decay": decay, "factor": factor} for (factor, decay), group in groups.items()], config
         )
 
-    def step(self, step: int, scaler: torch.amp.GradScaler | None = None) -> None:
-        """Moves the weights along their gradients and forgets the gradients. scaler: of an fp16 loss, which leaves out what overflowed."""
+    def step(self, step: int, scaler: torch.amp.GradScaler | None = None) -> Tensor:
+        """Clips the gradient, moves the weights along it and forgets it; returns its norm before clipping.
+
+        scaler: of an fp16 loss, which leaves out what overflowed.
+        """
         for group in self.inner.param_groups:
             group["lr"] = rate(self.config, step) * group["factor"]
+        return self._move(scaler)
+
+    def _move(self, scaler: torch.amp.GradScaler | None) -> Tensor:
+        if scaler is not None:
+            scaler.unscale_(self.inner)
+        norm = whole(nn.utils.clip_grad_norm_(self.parameters.values(), self.config.clip))
         if scaler is None:
             self.inner.step()
         else:
             scaler.step(self.inner)
             scaler.update()
         self.inner.zero_grad(set_to_none=True)
+        return norm
 
     def state(self) -> dict[str, Tensor]:
         """What the optimiser remembers, as `<parameter>/<part>` tensors; of groups as `<first parameter>//<part>`."""
-        states, out = self.inner.state, dict[str, Tensor]()
+        out: dict[str, Tensor] = {}
         for name, parameter in self.parameters.items():
-            out |= {f"{name}/{part}": whole(torch.as_tensor(value)) for part, value in states.get(parameter, {}).items() if _kept(value)}
+            out |= {f"{name}/{part}": value for part, value in self._remembered(parameter).items()}
         for name, group in self._grouped():
             out |= {f"{name}//{part}": torch.tensor(group[part], dtype=torch.float64) for part in GROUP_STATE if part in group}
         return out
@@ -91,13 +101,17 @@ class Optimiser:
             if not part.startswith("/"):
                 found.setdefault(name, {})[part] = value
         for name, state in found.items():
-            parameter = self.parameters[name]
-            # torch keeps the step count of fused AdamW beside the parameter, and moments in its dtype
-            self.inner.state[parameter] = {
-                part: split_as(value.to(parameter.device, copy=True), parameter) for part, value in state.items()
-            }
+            self._remember(self.parameters[name], state)
         for name, group in self._grouped():
             group.update({part: tensors[f"{name}//{part}"].item() for part in GROUP_STATE if f"{name}//{part}" in tensors})
+
+    def _remembered(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        found = self.inner.state.get(parameter, {})
+        return {part: whole(torch.as_tensor(value)) for part, value in found.items() if _kept(value)}
+
+    def _remember(self, parameter: nn.Parameter, state: Mapping[str, Tensor]) -> None:
+        # torch keeps the step count of fused AdamW beside the parameter, and moments in its dtype
+        self.inner.state[parameter] = {part: split_as(value.to(parameter.device, copy=True), parameter) for part, value in state.items()}
 
     def _grouped(self) -> list[tuple[str, dict[str, Any]]]:
         """Every group that remembers something, with the name of its first parameter."""

@@ -35,6 +35,7 @@ from training.objectives import Objective
 from training.optimiser import check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
+from training.sharding import check_sharding
 from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
@@ -98,6 +99,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_optimiser(config.train)
     check_push(config.push)
     state = PartialState(cpu=config.train.on_cpu)
+    check_sharding(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
     if state.is_main_process:

@@ -4,6 +4,7 @@ Source: Zhao et al., "PyTorch FSDP: experiences on scaling fully sharded data pa
 """
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -17,17 +18,20 @@ OPTIMISERS = ("adamw", "lion")  # elementwise, so that a shard's step is the ste
 
 
 def check_sharding(config: TrainConfig, processes: int) -> None:
-    """Raises BadRequest if the settings do not go with weights in shards."""
+    """Raises BadRequest if the settings do not go with what is trained being split over processes."""
     if config.sharding == "none":
         return
+    asked = f"train.sharding {config.sharding}"
     if processes == 1:
-        raise BadRequest("train.sharding fsdp splits weights over processes and there is one: start several with torchrun, or leave it out")
+        raise BadRequest(f"{asked} splits what is trained over processes and there is one: start several with torchrun, or leave it out")
     if config.optimiser not in OPTIMISERS:
-        raise BadRequest(f"train.sharding fsdp with train.optimiser {config.optimiser}: take one of {', '.join(OPTIMISERS)}")
+        raise BadRequest(f"{asked} with train.optimiser {config.optimiser}: take one of {', '.join(OPTIMISERS)}")
     if config.compile:
-        raise BadRequest("train.sharding fsdp with train.compile: choose one of them")
+        raise BadRequest(f"{asked} with train.compile: choose one of them")
     if config.precision == "fp16":
-        raise BadRequest("train.sharding fsdp with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
+        raise BadRequest(f"{asked} with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
+    if config.sharding == "zero" and find_spec("deepspeed") is None:
+        raise BadRequest(f"{asked} needs deepspeed, which is not installed: pip install deepspeed")
 
 
 def shard(model: nn.Module, processes: int, device: torch.device) -> Any:

@@ -27,14 +27,18 @@ from training.buckets import BucketOrder
 from training.compiled import LIMITS, Regions, batches_of_each_size, compile_proven
 from training.config import HARMLESS, TrainConfig
 from training.onednn import learning_by_onednn
-from training.optimiser import Average, Optimiser, rate
+from training.optimiser import Average, rate
+from training.processes import Copies, Shards
 from training.progress import Reporter
 from training.randomness import Draws, Order, key
-from training.sharding import check_sharding, shard, split_state, whole_state
+from training.sharding import check_sharding, split_state, whole_state
 from training.sharding import whole as gathered
 from training.task import OnStep, Run, Task, WithBuckets, WithFrozen
+from training.zero import Zero
 
 __all__ = ["OnStep", "Run", "Task", "WithFrozen", "train"]
+
+PROCESSES = {"none": Copies, "fsdp": Shards, "zero": Zero}  # by train.sharding
 
 
 def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run:
@@ -80,11 +84,9 @@ class _Trainer:
         self.whole = whole = _Whole(task, {"bf16": torch.bfloat16, "fp16": torch.float16}.get(config.precision))
         whole.train().to(accelerator.device)
         check_sharding(config, accelerator.num_processes)
-        sharded = config.sharding == "fsdp"
-        self.model = shard(whole, accelerator.num_processes, accelerator.device) if sharded else accelerator.prepare(whole)
+        self.processes = PROCESSES[config.sharding](whole, accelerator, config)
         named = {name.removeprefix("parts."): p for name, p in whole.named_parameters() if p.requires_grad}
-        self.parameters = list(named.values())
-        self.optimiser = Optimiser(named, config)
+        self.optimiser = self.processes.optimiser(named)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
         self.average = Average(named, config.ema_decay)
 
@@ -105,9 +107,9 @@ class _Trainer:
             saved, saved_at, logged, norm = start, time.monotonic(), start, None
             meter: dict[str, Tensor] = {}
             for step in range(start, config.steps):
-                norm_before, norm = norm, self._gradient(batches, meter)
-                self._check(norm_before, step, saved)
-                self.optimiser.step(step, self.scaler)
+                self._gradient(batches, meter)
+                self._check(norm, step, saved)
+                norm = self.optimiser.step(step, self.scaler)
                 self.average.update(step)
                 run.step = done = step + 1
                 reporter.step(done)
@@ -163,24 +165,19 @@ class _Trainer:
         finally:
             regions.undo()
 
-    def _gradient(self, batches: Iterator[tuple[range, Any]], meter: dict[str, Tensor]) -> Tensor:
-        """Accumulates one step's mean gradient, clips it, and returns its norm before clipping."""
+    def _gradient(self, batches: Iterator[tuple[range, Any]], meter: dict[str, Tensor]) -> None:
+        """Accumulates one step's mean gradient."""
         config, device = self.config, self.accelerator.device
         for micro in range(config.accumulation):
             counters, batch = next(batches)
             # for modules that draw from torch's own generator, such as nn.Dropout
             torch.manual_seed(key(config.seed, "torch", counters[0]))
-            last = micro == config.accumulation - 1
-            if config.sharding == "fsdp":
-                self.model.set_requires_gradient_sync(last)
-            with nullcontext() if last or config.sharding == "fsdp" else self.accelerator.no_sync(self.model):
-                loss, metrics = self.model(send_to_device(batch, device, non_blocking=True), Draws(config.seed, counters, device))
-                self.accelerator.backward(self.scaler.scale(loss / config.accumulation))
+            with self.processes.micro_batch(last=micro == config.accumulation - 1):
+                loss, metrics = self.processes.model(send_to_device(batch, device, non_blocking=True), Draws(config.seed, counters, device))
+                self.processes.backward(self.scaler.scale(loss / config.accumulation))
             for name, value in {"loss": loss, **metrics}.items():
                 value = torch.as_tensor(value, dtype=torch.float32, device=device).detach() / config.accumulation
                 meter[name] = meter[name] + value if name in meter else value
-        self.scaler.unscale_(self.optimiser.inner)
-        return gathered(nn.utils.clip_grad_norm_(self.parameters, config.clip))
 
     def _check(self, norm: Tensor | None, step: int, saved: int) -> None:
         """Stops at a gradient of step `step` that is not finite. Called late, so that an accelerator need not wait for its answer.

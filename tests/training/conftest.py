@@ -44,18 +44,18 @@ def fork_toy() -> Iterator[Fork]:
 
 @pytest.fixture
 def torchrun_toy() -> Iterator[Torchrun]:
-    """Runs the toy task to its end in two processes under torchrun, and returns what it said."""
+    """Runs the toy task in two processes under torchrun, to its end or until it `fails`, and returns what it said."""
     started: list[subprocess.Popen[str]] = []
 
-    def run(out: Path, **values: Any) -> str:
+    def run(out: Path, *, fails: bool = False, **values: Any) -> str:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", toytask.__file__]
         environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "error"}
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         arguments = [*launcher, json.dumps({"out": str(out), **values})]
         started.append(subprocess.Popen(arguments, env=environment, start_new_session=True, **pipes))
         said, errors = started[-1].communicate()
-        assert started[-1].returncode == 0, errors
-        return said
+        assert (started[-1].returncode != 0) == fails, errors
+        return said + errors
 
     yield run
     for process in started:

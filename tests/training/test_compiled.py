@@ -9,13 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.errors import BadRequest
 from tests.training.test_controlnet import config, task_of
 from tests.training.toytask import ToyTask
 from training.compiled import LIMITS, Backend, Regions, batches_of_each_size, compile_proven
 from training.config import TrainConfig
 from training.randomness import Draws
-from training.sharding import check_sharding
 from training.trainer import _Whole, train
 
 LIMIT = LIMITS[torch.float32]
@@ -134,8 +132,3 @@ def test_a_run_says_what_came_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setattr("training.trainer.compile_proven", functools.partial(compile_proven, backend=backend))
         train(Blocks(), TrainConfig(out=tmp_path / backend.__name__, steps=1, batch_size=4, compile=True, device="cpu"))
         assert said in capsys.readouterr().out
-
-
-def test_compiled_shards_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match=r"train\.sharding fsdp with train\.compile: choose one"):
-        check_sharding(TrainConfig(out=tmp_path, steps=1, sharding="fsdp", compile=True), 2)

@@ -42,7 +42,9 @@ def test_a_warmup_that_leaves_nothing_is_refused() -> None:
 
 def test_lion_is_its_formula() -> None:
     weight = nn.Parameter(torch.tensor([[1.0, -2.0]]))
-    optimiser = Optimiser({"w": weight}, config(optimiser="lion", warmup=0, betas=(0.9, 0.99), weight_decay=0.1, learning_rate=0.1))
+    optimiser = Optimiser(
+        {"w": weight}, config(optimiser="lion", warmup=0, betas=(0.9, 0.99), weight_decay=0.1, learning_rate=0.1, clip=100.0)
+    )
     theta, momentum = weight.detach().clone(), torch.zeros(1, 2)
     for step, gradient in enumerate(([[1.0, 0.5]], [[-8.0, 0.5]], [[0.0, 3.0]])):
         g = torch.tensor(gradient)

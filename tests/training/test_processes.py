@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ from training.config import TrainConfig
 from training.run import train_controlnet
 from training.sharding import check_sharding
 from training.trainer import train
+
+NEEDS_DEEPSPEED = pytest.mark.skipif(find_spec("deepspeed") is None, reason="deepspeed is not installed: make deepspeed")
 
 SETTINGS: dict[str, Any] = {
     "steps": 30, "batch_size": 8, "accumulation": 2, "learning_rate": 0.01, "ema_decay": 0.9, "device": "cpu", "log_every": 10,
@@ -54,9 +57,10 @@ def test_shards_go_on_where_whole_weights_stopped(tmp_path: Path, torchrun_toy: 
     assert_close(tmp_path, 40)
 
 
-def test_a_controlnet_is_trained_and_measured_in_shards(base: Path, dataset: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sharding", ["fsdp", pytest.param("zero", marks=NEEDS_DEEPSPEED)])
+def test_a_controlnet_is_trained_and_measured_in_shards(base: Path, dataset: Path, tmp_path: Path, sharding: str) -> None:
     alone = config(base, dataset, tmp_path / "one", monitor={"every": 2, "samples": 4, "tensorboard": False})
-    shared = alone.train.model_copy(update={"out": tmp_path / "two", "sharding": "fsdp", "device": "auto"})
+    shared = alone.train.model_copy(update={"out": tmp_path / "two", "sharding": sharding, "device": "auto"})
     file = tmp_path / "train.yaml"
     file.write_text(yaml.safe_dump(alone.model_copy(update={"train": shared}).model_dump(mode="json")))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "-m", "cli", "train", str(file)]
@@ -74,17 +78,19 @@ def test_a_controlnet_is_trained_and_measured_in_shards(base: Path, dataset: Pat
     assert [row["step"] for row in rows] == [2, 4]
 
 
+@pytest.mark.parametrize("sharding", ["fsdp", "zero"])
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({}, "there is one: start several with torchrun"),
         ({"optimiser": "adafactor"}, "take one of adamw, lion"),
         ({"precision": "fp16"}, "take bf16, which needs no scaled loss"),
+        ({"compile": True}, "with train.compile: choose one"),
     ],
 )
-def test_shards_that_cannot_be_are_refused(tmp_path: Path, settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(BadRequest, match=message):
-        check_sharding(TrainConfig(out=tmp_path, steps=1, sharding="fsdp", **settings), 2 if settings else 1)
+def test_shards_that_cannot_be_are_refused(tmp_path: Path, sharding: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadRequest, match=rf"train\.sharding {sharding} .*{message}"):
+        check_sharding(TrainConfig(out=tmp_path, steps=1, sharding=sharding, **settings), 2 if settings else 1)
 
 
 def assert_close(folder: Path, step: int) -> None:
