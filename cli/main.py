@@ -1,9 +1,13 @@
 """All commands under one name, and what becomes of their errors."""
 
+import _thread
+import contextlib
 import gc
 import io
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -15,7 +19,11 @@ from pipelines import commands as models_commands
 from toyland import commands as toyland_commands
 from training import commands as dataset_commands
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 _OBJECTS_BETWEEN_COLLECTIONS = 10_000  # Python's 700 has it look for garbage a sixth of the time in which libraries are imported
+_REPEAT_AFTER_S = 0.05  # the destructor has returned by then, or the next one drops it too and it comes again
 
 app = typer.Typer(
     name="limn",
@@ -55,7 +63,8 @@ def main() -> None:
 def run(arguments: Sequence[str]) -> int:
     """Runs one command; its exit code: 0, an error's own, 2 for a usage error, 130 after Ctrl-C."""
     try:
-        result = app(list(arguments), prog_name="limn", standalone_mode=False)
+        with repeating_dropped_interrupts():
+            result = app(list(arguments), prog_name="limn", standalone_mode=False)
         sys.stdout.flush()
         if result == 130:  # what typer makes of Ctrl-C
             return _complain("interrupted", 130)
@@ -70,6 +79,29 @@ def run(arguments: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as in `limn models | head`
         sys.stderr.close()
         return 1
+
+
+@contextlib.contextmanager
+def repeating_dropped_interrupts() -> Iterator[None]:
+    """A Ctrl-C that falls into a destructor or a weak reference's callback, where Python drops every exception, comes once more."""
+    over, before = threading.Event(), sys.unraisablehook
+
+    def repeat() -> None:
+        if not over.wait(_REPEAT_AFTER_S):
+            _thread.interrupt_main()
+
+    def hook(dropped: "UnraisableHookArgs") -> None:
+        if issubclass(dropped.exc_type, KeyboardInterrupt):
+            threading.Thread(target=repeat, daemon=True).start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = hook
+    try:
+        yield
+    finally:
+        over.set()
+        sys.unraisablehook = before
 
 
 def _complain(message: str, exit_code: int) -> int:

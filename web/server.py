@@ -101,7 +101,7 @@ def _open(page: Any, port: int, *, listen: bool, login: tuple[str, str] | None) 
     guards.append(Middleware(Assets, folder=Path(routes.BUILD_PATH_LIB)))
     compression = contextlib.nullcontext() if listen else replaced(routes, "BrotliMiddleware", Uncompressed)
     with building():
-        page.queue(max_size=CAPACITY)
+        page.queue(max_size=4 * CAPACITY)  # against floods: our own queue is full before, and says more
     page._queue.sleep_when_free, page._queue.progress_update_sleep_when_free = POLL_S, FIRST_LOOK_S  # nothing here tells a progress
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     with compression:

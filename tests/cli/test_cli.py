@@ -18,6 +18,7 @@ import pytest
 
 import cli
 import controls
+from cli.main import repeating_dropped_interrupts
 from controls import canny
 from controls.prepare import load_map
 from core.images import decode, encode_png
@@ -258,3 +259,19 @@ def test_ctrl_c_ends_with_130(house: Path, capsys: pytest.CaptureFixture[str]) -
     signal.signal(signal.SIGINT, before)
     assert capsys.readouterr().err.splitlines()[-1] == "limn: interrupted"
     assert not Path("outputs").exists()
+
+
+def test_a_ctrl_c_that_python_drops_comes_again(capsys: pytest.CaptureFixture[str]) -> None:
+    class Dropped:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    def work() -> None:
+        Dropped()
+        time.sleep(30)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with pytest.raises(KeyboardInterrupt), repeating_dropped_interrupts():
+        work()
+    signal.signal(signal.SIGINT, before)
+    assert capsys.readouterr().err == ""

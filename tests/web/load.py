@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from gradio_client import Client
-from gradio_client.utils import QueueError
 
 from core.provenance import read_record
 from tests.web.running import Site, serving
@@ -66,11 +65,7 @@ def rounds(site: Site, callers: int, each: int, folder: Path) -> Tally:
         def at_once(number: int, base: int, times: int) -> None:
             jobs = [(base + 100 * number + i, programs[number].ask(base + 100 * number + i)) for i in range(times)]
             for seed, job in jobs:
-                try:
-                    answer = job.result(PATIENCE_S)
-                except QueueError as error:  # Gradio's own queue was full, before ours was asked
-                    answer = [f"{error} {FULL}"]
-                _note(tally, seed, answer)
+                _note(tally, seed, job.result(PATIENCE_S))
 
         began = time.perf_counter()
         list(pool.map(lambda number: at_once(number, 10_000, each), range(callers)))
