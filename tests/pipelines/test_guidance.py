@@ -18,6 +18,7 @@ from pipelines.family import Hint, Place
 from pipelines.guidance import Branches, Guidance, Side
 from pipelines.noise import slerp
 from pipelines.schedules import make_times
+from tests.pipelines.their_pipelines import assert_same
 from tests.tinymodels import SIZE_PX, control_map
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword:DeprecationWarning")
@@ -59,10 +60,6 @@ def theirs(base: Path, kind: str, parts: dict[str, Any] | None = None, **call: A
     prompts = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": 4.0}
     latents: Tensor = pipe(**(prompts | size | {"generator": torch.Generator().manual_seed(SEED)} | call)).images
     return latents
-
-
-def assert_same(got: Tensor, expected: Tensor) -> None:
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)  # the bound
 
 
 class Rows:

@@ -19,7 +19,8 @@ from pipelines.families.sd import StableDiffusion
 from pipelines.schedules import make_times
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, SEED, STEPS, WIDTH, image
 from tests.pipelines.scenes import picture as pixels
-from tests.pipelines.unet_parity import GUIDANCE, SCHEDULERS, assert_same, hole, ours, theirs, told
+from tests.pipelines.their_pipelines import assert_same
+from tests.pipelines.unet_parity import GUIDANCE, SCHEDULERS, hole, ours, theirs, told
 
 pytestmark = ORACLES_OWN
 

@@ -18,9 +18,9 @@ from pipelines.family import Drawing, Hint, Place
 from pipelines.steering import Steering
 from pipelines.tokens import over_blocks, pack, unpack
 from tests import tinymodels, tinymodels_flux
-from tests.pipelines.flow_parity import assert_same, check_fewer_bits, check_region, drawing, host_reads, ours
+from tests.pipelines.flow_parity import check_fewer_bits, check_region, drawing, host_reads, ours
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WAYS, WIDTH, image, left_half, picture
-from tests.pipelines.their_pipelines import euler_by_hand, generators, means_for_samples, their_pipe
+from tests.pipelines.their_pipelines import assert_same, euler_by_hand, generators, means_for_samples, their_pipe
 from tests.tinymodels_flux import MAX_TOKENS
 
 pytestmark = ORACLES_OWN

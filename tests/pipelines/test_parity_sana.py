@@ -24,7 +24,6 @@ from pipelines.steering import level_factors
 from tests import tinymodels_sana
 from tests.pipelines.flow_parity import (
     GUIDANCE,
-    assert_same,
     check_batch,
     check_embedded_once,
     check_fewer_bits,
@@ -37,7 +36,7 @@ from tests.pipelines.flow_parity import (
     steered,
 )
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WAYS, WIDTH, image, picture
-from tests.pipelines.their_pipelines import euler_by_hand, generators, their_pipe
+from tests.pipelines.their_pipelines import assert_same, euler_by_hand, generators, their_pipe
 
 pytestmark = ORACLES_OWN
 

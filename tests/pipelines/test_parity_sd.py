@@ -19,6 +19,7 @@ from tests import tinymodels_sdxl
 from tests.pipelines import unet_parity
 from tests.pipelines.scenes import ORACLES_OWN, image
 from tests.pipelines.scenes import picture as pixels
+from tests.pipelines.their_pipelines import assert_same
 from tests.pipelines.unet_parity import control, hole
 from tests.tinymodels import SIZE_PX, control_map
 
@@ -89,11 +90,6 @@ def ours(base: Path, nets: list[Path], sampler: str, count: int = 1, guidance: f
     )
     noise = seeded_noise([SEED + i for i in range(count)], family.latent_shape(SIZE_PX, SIZE_PX), PLACE.device)
     return denoise(family, plan, noise, lambda i, denoised: None)
-
-
-def assert_same(got: Tensor, expected: Tensor) -> None:
-    assert expected.std() > 0.1  # the comparison is of something
-    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)  # the bound
 
 
 @pytest.mark.parametrize("count_nets", [0, 1, 2])

@@ -11,9 +11,10 @@ from pipelines.families.sd3 import StableDiffusion3
 from pipelines.family import Hint
 from pipelines.steering import level_factors
 from tests.pipelines import sd3_parity
-from tests.pipelines.flow_parity import GUIDANCE, assert_same, drawn, ours, plan_of, steered
+from tests.pipelines.flow_parity import GUIDANCE, drawn, ours, plan_of, steered
 from tests.pipelines.scenes import HEIGHT, ORACLES_OWN, WAYS, WIDTH, image, left_half, picture
 from tests.pipelines.sd3_parity import by_hand, pipeline, theirs
+from tests.pipelines.their_pipelines import assert_same
 
 pytestmark = ORACLES_OWN
 

@@ -18,9 +18,9 @@ from pipelines.families.zimage import ZImage
 from pipelines.family import Hint, Place
 from pipelines.steering import Steering, united
 from tests import tinymodels_flux, tinymodels_zimage
-from tests.pipelines.flow_parity import assert_same, check_fewer_bits, check_region, host_reads, ours
+from tests.pipelines.flow_parity import check_fewer_bits, check_region, host_reads, ours
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WAYS, WIDTH, image, left_half, picture
-from tests.pipelines.their_pipelines import euler_by_hand, generators, means_for_samples, their_pipe
+from tests.pipelines.their_pipelines import assert_same, euler_by_hand, generators, means_for_samples, their_pipe
 
 pytestmark = ORACLES_OWN
 

@@ -22,7 +22,8 @@ from pipelines.steering import united
 from tests import tinymodels, tinymodels_sdxl
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WIDTH, image
 from tests.pipelines.scenes import picture as pixels
-from tests.pipelines.unet_parity import assert_same, control, hole, ours, theirs, told
+from tests.pipelines.their_pipelines import assert_same
+from tests.pipelines.unet_parity import control, hole, ours, theirs, told
 
 pytestmark = ORACLES_OWN
 
