@@ -151,7 +151,7 @@ class RenderRequest(Frozen):
     mask: Path | None = Field(None, description="of the init_image's size: what is white is painted anew")
     paste_back: bool = Field(True, description="outside the mask every pixel stays as it was; otherwise as the autoencoder has it")
     hires: Hires | None = Field(None, description="a second, larger pass over the finished picture")
-    tile_vae: Tiles = Field("auto", description="decode in overlapping tiles: saves memory, changes little; auto: where the size says")
+    tile_vae: Tiles = Field("auto", description="decode in overlapping tiles: saves memory, changes little; auto: from 2048 × 2048 on")
 
     @model_validator(mode="after")
     def _fields_agree(self) -> "RenderRequest":

@@ -15,6 +15,7 @@ from core.errors import BadModel, OutOfMemory
 from pipelines.family import Family
 from pipelines.images import tensor_to_pictures
 from pipelines.lora_names import DENOISERS
+from pipelines.tiles import tiled
 
 T = TypeVar("T")
 
@@ -122,20 +123,6 @@ def fitting_size(family: Family, attempt: Callable[[int, int], object], width: i
         else:
             return smaller[0], smaller[1]
     return None
-
-
-@contextmanager
-def tiled(family: Family) -> Iterator[None]:
-    """The autoencoder works in overlapping tiles, where it can."""
-    network: Any = family.vae
-    if not hasattr(network, "enable_tiling") or getattr(network, "use_tiling", False):
-        yield
-        return
-    network.enable_tiling()
-    try:
-        yield
-    finally:
-        network.disable_tiling()
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from pipelines.checkpoint import Folder
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Place
 from pipelines.images import picture_to_tensor
-from pipelines.memory import HALVED, OFFLOADED, TILED, decode, frugally, offloaded, tiled
+from pipelines.memory import HALVED, OFFLOADED, TILED, decode, frugally, offloaded
 from pipelines.preview import TinyPreview, default_preview, linear_preview, previews, synthetic_pictures
 from renderer import Picture, Renderer
 from tests import tinymodels
@@ -249,20 +249,6 @@ def toyland() -> StableDiffusion:
 
 def scene(seed: int, size: int) -> Any:
     return np.ascontiguousarray(render(sample(seed), size).picture_HWC)
-
-
-def test_tiles_come_near_the_whole_picture(toyland: StableDiffusion) -> None:
-    """Each tile is normalised by itself, so tiles are not the whole: on the embedded autoencoder at twice its size 23 to 29 dB were
-    measured; the bound leaves 1 dB."""
-    for seed in (100, 101, 102):
-        latents = toyland.encode_image(scene(seed, 256))
-        whole = toyland.decode(latents)
-        with tiled(toyland):
-            pieces = toyland.decode(latents)
-        assert not torch.equal(whole, pieces)
-        assert not toyland.vae.use_tiling
-        error = float(((whole - pieces).clamp(-2, 2) ** 2).mean())
-        assert 10 * np.log10(4.0 / error) > 22.0
 
 
 def test_tiles_are_chosen_by_size(renderer: Renderer, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
