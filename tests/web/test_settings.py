@@ -56,8 +56,9 @@ def test_settings_survive_a_reload(page: Page, picture_file: Path) -> None:
     expect(page.locator("#kind-1 input")).to_have_value("shuffle")
     expect(page.locator("#window-1 output")).to_have_text("0% to 50%")
     expect(page.locator("#image-1 img")).to_have_count(0)
+    expect(page.locator("#model")).to_contain_text("ready")  # the other choices come with the model
     page.locator("#sampler input").click()
-    expect(page.get_by_role("option", name="euler", exact=True)).to_be_visible()  # the other choices are there as well
+    expect(page.get_by_role("option", name="euler", exact=True)).to_be_visible()
     page.keyboard.press("Escape")
     page.locator("#hires button").first.click()
     expect(page.locator("#hires-on input")).to_be_checked()
