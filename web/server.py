@@ -10,13 +10,16 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from core.errors import BadRequest
 from core.images import MAX_BYTES
 from web.assets import Asgi, Assets, Receive, Scope, Send, Uncompressed
 from web.quick import building, replaced, without_collecting
 from web.service import CAPACITY, Service
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Pillow
 
 LOCAL, LISTENED = "127.0.0.1", "0.0.0.0"
 FIRST_PORT, PORTS = 7860, 20
@@ -68,6 +71,27 @@ def private_cache() -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def whole_pictures() -> Iterator[None]:
+    """Gradio writes a picture that is shown again over its own file, which a browser that is just reading it gets torn: here it stays."""
+    from gradio import processing_utils
+
+    def save(image: "Pillow", cache_dir: str, name: str = "image", format: str = "webp") -> str:
+        data = processing_utils.encode_pil_to_bytes(image, format)
+        path = Path(cache_dir).resolve() / processing_utils.hash_bytes(data) / f"{name}.{format}"
+        if path.exists():
+            os.utime(path)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+                file.write(data)
+            Path(file.name).replace(path)
+        return str(path)
+
+    with replaced(processing_utils, "save_pil_to_cache", save):
+        yield
+
+
 def serve(page: Any, service: Service, *, port: int | None, listen: bool, login: tuple[str, str] | None) -> None:
     """Opens the page, then loads the model behind it, and stays until Ctrl-C or SIGTERM.
 
@@ -79,7 +103,7 @@ def serve(page: Any, service: Service, *, port: int | None, listen: bool, login:
         _open(page, port, listen=listen, login=login)
     print(f"Limn is at http://{LOCAL}:{port} (Ctrl-C stops it)", flush=True)
     try:
-        with contextlib.suppress(KeyboardInterrupt):
+        with contextlib.suppress(KeyboardInterrupt), whole_pictures():
             # Whoever looks sees the page sooner when the model is not loaded at the same time.
             service.asked.wait(FIRST_LOOK_S)
             service.start()

@@ -79,4 +79,5 @@ def page(site: Site, browser: "Browser") -> "Iterator[Page]":
     yield page
     context.close()
     assert strangers == []
-    assert "Traceback" not in "".join(site.log[logged:])
+    said = "".join(site.log[logged:])
+    assert "Traceback" not in said, said

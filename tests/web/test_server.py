@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import gradio
+import numpy as np
 import pytest
 
 import app
@@ -142,3 +143,15 @@ def test_the_cache_is_private_and_goes_with_the_page(monkeypatch: pytest.MonkeyP
         folder = Path(os.environ["GRADIO_TEMP_DIR"])
         assert folder.stat().st_mode & 0o777 == 0o700
     assert not folder.exists()
+
+
+def test_a_picture_shown_again_is_not_written_again(tmp_path: Path) -> None:
+    image = gradio.Image(format="png")
+    image.GRADIO_CACHE = str(tmp_path)
+    with server.whole_pictures():
+        shown = Path(image.postprocess(np.zeros((8, 8, 3), np.uint8)).path)
+        shown.write_bytes(b"being read")
+        again = Path(image.postprocess(np.zeros((8, 8, 3), np.uint8)).path)
+        other = Path(image.postprocess(np.ones((8, 8, 3), np.uint8)).path)
+    assert (again, again.read_bytes()) == (shown, b"being read")
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted([shown, other])
