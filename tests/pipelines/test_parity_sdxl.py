@@ -91,7 +91,7 @@ def test_v_prediction_without_zeros_for_the_empty_prompt(tmp_path: Path, sdxl_ne
     folder = tinymodels_sdxl.build_base(tmp_path / "v", zeros=False, prediction_type="v_prediction", rescale_betas_zero_snr=True)
     family = StableDiffusionXL.load(Folder(folder), PLACE)
     parts, scale, maps = their_nets(sdxl_nets[:1])
-    # DDIM, which begins at 1: see `assert_same`
+    # DDIM, for Euler's method begins zero SNR with latents of 4096, which diffusers' fp32 rounds by the bound itself
     call = {"image": maps[0], "negative_prompt": None, "sampler": "ddim"}
     expected = theirs(folder, "StableDiffusionXLControlNetPipeline", parts=parts, **call, **scale)
     assert_same(ours(family, steered(family, sdxl_nets[:1]), negative="", sampler="ddim"), expected)
@@ -147,7 +147,7 @@ def test_windows_and_guess_mode(sdxl: StableDiffusionXL, sdxl_base: Path, sdxl_n
 
 
 def test_perturbed_attention(sdxl: StableDiffusionXL, sdxl_base: Path) -> None:
-    assert_same(ours(sdxl, pag_scale=2.0), theirs(sdxl_base, "StableDiffusionXLPAGPipeline", pag_scale=2.0))
+    assert_same(ours(sdxl, pag_scale=1.0), theirs(sdxl_base, "StableDiffusionXLPAGPipeline", pag_scale=1.0))
 
 
 def test_several_pictures_are_each_drawn_as_alone(

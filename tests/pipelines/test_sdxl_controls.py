@@ -23,7 +23,7 @@ from tests import tinymodels, tinymodels_sdxl
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, ORACLES_OWN, PLACE, PROMPT, STEPS, WIDTH, image
 from tests.pipelines.scenes import picture as pixels
 from tests.pipelines.their_pipelines import assert_same
-from tests.pipelines.unet_parity import control, hole, ours, theirs, told
+from tests.pipelines.unet_parity import GUIDANCE, control, hole, ours, theirs, told
 
 pytestmark = ORACLES_OWN
 
@@ -191,7 +191,7 @@ def test_a_controlnet_a_union_and_an_adapter_together(
                 down_intrablock_additional_residuals=[0.5 * feature for feature in adapter(maps[2])],
             ).sample
         negative, positive = out.chunk(2)
-        x = scheduler.step(negative + 4.0 * (positive - negative), t, x).prev_sample
+        x = scheduler.step(negative + GUIDANCE * (positive - negative), t, x).prev_sample
     controls = [
         control(sdxl, sdxl_nets[0], 0, weight=0.7),
         control(sdxl, sdxl_unions[0], 1, "depth", weight=0.4),

@@ -67,12 +67,7 @@ def euler_by_hand(scheduler: Any, velocity: Callable[[Tensor, Tensor, int, int],
     return x
 
 
-def assert_same(got: Tensor, expected: Tensor, *, began_at: float = 1.0) -> None:
-    """Final latents within 1e-4: of 1, or of their standard deviation where it is larger, for there fp32 has fewer digits left.
-
-    began_at: of diffusers' first latents, whose rounding stays in them; its Euler method begins zero SNR at 4096.
-    """
-    spread = float(expected.std())
-    assert spread > 0.1  # the comparison is of something
-    rounding = torch.finfo(torch.float32).eps * began_at
-    torch.testing.assert_close(got, expected, rtol=0, atol=max(1e-4, 1e-4 * spread, rounding))
+def assert_same(got: Tensor, expected: Tensor) -> None:
+    """Final latents within the issue's bound."""
+    assert expected.std() > 0.1  # the comparison is of something
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)

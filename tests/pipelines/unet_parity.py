@@ -19,7 +19,7 @@ from pipelines.unet import UNetFamily
 from tests.pipelines.scenes import HEIGHT, NEGATIVE, PLACE, PROMPT, SEED, STEPS, WIDTH
 from tests.pipelines.scenes import picture as pixels
 
-GUIDANCE = 4.0
+GUIDANCE = 2.0  # of tiny models' random weights more makes latents so large that fp32 rounds them by nearly the bound
 SCHEDULERS = {
     "euler": ("EulerDiscreteScheduler", {"timestep_spacing": "linspace"}, "uniform"),
     "ddim": ("DDIMScheduler", {"timestep_spacing": "leading"}, "leading"),
