@@ -83,6 +83,7 @@ def whole_pictures() -> Iterator[None]:
             os.utime(path)
         else:
             path.parent.mkdir(parents=True, exist_ok=True)
+            # not `core.files.publish`: nothing shown here needs to outlive a power cut
             with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
                 file.write(data)
             Path(file.name).replace(path)

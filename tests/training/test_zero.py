@@ -1,6 +1,5 @@
 """DeepSpeed's ZeRO keeps the promises of the trainer: two processes over gloo against one, cut and resumed, and spoilt."""
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,9 +78,8 @@ def test_a_spoilt_gradient_stops_every_process(tmp_path: Path, torchrun_toy: Tor
     assert checkpoints.steps(tmp_path / "checkpoints") == [4, 6]
 
 
-def test_without_deepspeed_it_is_refused(tmp_path: Path) -> None:
-    if find_spec("deepspeed"):
-        pytest.skip("deepspeed is installed")
+def test_without_deepspeed_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("training.sharding.find_spec", lambda name: None)
     with pytest.raises(BadRequest, match=r"^train\.sharding zero needs deepspeed, which is not installed: pip install deepspeed$"):
         check_sharding(TrainConfig(out=tmp_path, steps=1, sharding="zero"), 2)
 
