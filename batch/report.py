@@ -2,6 +2,7 @@
 
 import html
 import itertools
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -12,7 +13,7 @@ from batch.journal import mean, read_journal
 from batch.store import REPORT, Store, pictures, read_failures
 from batch.times import duration
 
-MOST_PICTURES, MOST_FAILURES, BINS = 400, 500, 20
+MOST_PICTURES, MOST_FAILURES, BINS, SPANS = 400, 500, 20, 60
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:1200px;padding:0 1rem;color:#28282c;background:#fafaf8}
 table{border-collapse:collapse;margin:1rem 0}td,th{padding:.25rem .9rem .25rem 0;text-align:left;vertical-align:top}
@@ -124,7 +125,7 @@ def _histogram(values: Sequence[float]) -> list[int]:
 
 
 def _throughput(done: Sequence[dict[str, Any]]) -> str:
-    """Pictures in each of at most sixty equal spans of time; times without pictures, between runs, are left out where they are long."""
+    """Pictures in each of at most sixty equal spans of a second or more; times without pictures are left out where they are long."""
     times = [float(event["time"]) for event in done if float(event["time"]) > 0]
     if not times:
         return ""
@@ -133,11 +134,11 @@ def _throughput(done: Sequence[dict[str, Any]]) -> str:
     for gap in gaps:
         at += gap
         places.append(at)
-    span = max(at / 60, 1e-3)
-    counts = [0] * 60
+    span = max(at / SPANS, 1.0)
+    counts = [0] * max(1, math.ceil(at / span))
     for place in places:
-        counts[min(59, int(place / span))] += 1
-    return _bars(counts, [duration(i * span) for i in range(61)], f"pictures in {duration(span)}")
+        counts[min(len(counts) - 1, int(place / span))] += 1
+    return _bars(counts, [duration(i * span) for i in range(len(counts) + 1)], f"pictures in {duration(span)}")
 
 
 def _bars(counts: Sequence[int], labels: Sequence[str], unit: str) -> str:

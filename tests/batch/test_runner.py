@@ -15,7 +15,7 @@ from batch.journal import read_journal, rebuild, write_rebuilt
 from batch.lock import holder, locked
 from batch.manifest import Row
 from batch.planner import Bundle, ordered
-from batch.report import summarise
+from batch.report import _throughput, summarise
 from batch.runner import Settings, run_batch
 from batch.store import Folder, open_store, pictures, read_failures
 from batch.work import Begun, Event, Outcome, Worker
@@ -292,3 +292,16 @@ def test_hostile_text_stays_text_in_the_report(tmp_path: Path) -> None:
     assert "<script" not in page
     assert "&lt;script&gt;" in page
     assert json.loads(next((tmp_path / "failed").iterdir()).read_text())["line"] == 1
+
+
+@pytest.mark.parametrize(
+    ("times", "bars", "said"),
+    [
+        ([5.0], 1, "from 0.0 s to 1.0 s; the highest bar is 1 picture in 1.0 s"),
+        ([5.0, 5.1, 6.7], 2, "from 0.0 s to 2.0 s; the highest bar is 2 pictures in 1.0 s"),
+        ([5.0 + 10.0 * i for i in range(61)], 60, "from 0.0 s to 10 min; the highest bar is 2 pictures in 10 s"),
+    ],
+)
+def test_throughput_is_counted_in_spans_of_a_second_or_more(times: list[float], bars: int, said: str) -> None:
+    shown = _throughput([{"time": time} for time in times])
+    assert (shown.count("<rect"), said in shown) == (bars, True), shown
