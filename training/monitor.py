@@ -28,6 +28,7 @@ from training.features import beside, watched
 from training.gallery import Gallery
 from training.randomness import Draws
 from training.task import Run
+from training.waiting import waiting
 
 SHARES = (0.125, 0.375, 0.625, 0.875)  # of the times that the gap is measured at: the middles of four bins
 CERTAIN = 3.0  # standard errors above 0
@@ -65,6 +66,7 @@ class Monitor:
         self.task, self.config, self.out = task, config, out
         self.history = _read(out / FILE)
         self.gallery = Gallery(task, renderer, config.steps, config.guidance_scale, out)
+        self.waiting = waiting(task)
         self.board = Board(out / "tensorboard" if config.tensorboard else None, config.wandb, task.name)
 
     def __call__(self, run: Run) -> None:
@@ -86,7 +88,8 @@ class Monitor:
         self.history = [row for row in self.history if row.step < run.step]  # a run that was cut measures some steps again
         found = measure(task, run.step)
         if drawn:
-            found.fidelity, found.interval = self.gallery.draw(run)
+            with self.waiting.at_work():
+                found.fidelity, found.interval = self.gallery.draw(run)
         self._note(run, found)
         self.history.append(found)
         publish(self.out / FILE, "".join(json.dumps(vars(row)) + "\n" for row in self.history).encode())
