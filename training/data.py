@@ -45,7 +45,7 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
     if not pairs:
         told(BadRequest(f"dataset {str(config.folder)!r} has no rows: nothing to train on ({layout.name}: {layout.example})"))
     files = [source for pair in pairs for source in pair.sources if isinstance(source, Path)]
-    missing = [path for path in files if not path.is_file()]
+    missing = [path for path in files if not _is_file(path)]
     if missing:
         told(
             BadRequest(
@@ -58,6 +58,13 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
     if config.crops:
         pairs = [replace(pair, crop=crop) for crop in range(config.crops) for pair in pairs]
     return pairs + ([replace(pair, mirrored=True) for pair in pairs] if config.flip else [])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system takes
+        return False
 
 
 def _raise(error: BadRequest) -> None:

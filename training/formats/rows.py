@@ -30,7 +30,7 @@ def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Re
 def _pairs(line: bytes, where: str, given: tuple[Path, DataConfig, tuple[str, str]]) -> list[Pair]:
     folder, config, usual = given
     try:
-        text = line.decode().strip()
+        text = line.decode("utf-8-sig").strip()  # editors on Windows begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise BadRequest(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     if not text:
