@@ -84,11 +84,12 @@ def controls_of(config: DataConfig) -> tuple[Control | None, ...]:
 class Loader:
     """Decodes pairs and brings them to the training size. sizes: of the pictures that are not trained at the config's own.
 
-    controls: the kind of each condition, None where it is none of ours. Conditions of several kinds are stacked, channel after channel.
+    base: what is trained for, as settings name it; it decides which estimator extracts by default, as in rendering. controls: the kind of
+    each condition, None where it is none of ours. Conditions of several kinds are stacked, channel after channel.
     """
 
-    def __init__(self, config: DataConfig, sizes: Mapping[Source, Size] | None = None) -> None:
-        self.config = config
+    def __init__(self, config: DataConfig, sizes: Mapping[Source, Size] | None = None, base: str = "") -> None:
+        self.config, self.base = config, base
         self.controls = controls_of(config)
         self.width, self.height = config.width, config.height
         self.sizes = dict(sizes or {})
@@ -104,6 +105,11 @@ class Loader:
     def control(self) -> Control | None:
         """The kind of the first condition."""
         return self.controls[0]
+
+    @property
+    def kind(self) -> str:
+        """What is known of the conditions, the kinds of several joined by +; rendering calls them so too."""
+        return "+".join(control.name for control in self.controls if control is not None)
 
     def told(self) -> dict[str, Any]:
         """What a ControlNet's config says of the conditions: the kind, or the kinds and channels of several; nothing of unknown ones."""
@@ -223,7 +229,7 @@ class Loader:
     def _params(self, control: Control, values: Mapping[str, Any]) -> Frozen:
         if strange := [name for name in self.config.vary if name not in control.params.model_fields]:
             raise unknown_name(f"{control.name} setting", strange[0], control.params.model_fields)
-        return settled(control, control.parse_params(values), "")
+        return settled(control, control.parse_params(values), self.base)
 
     def _name(self, source: Source) -> str:
         """A source without the machine's path to it."""
