@@ -52,6 +52,36 @@ def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path) -> dict[Sou
     return {source: fitting(levels, *size) for source, size in originals(pairs, notes).items()}
 
 
+def check(folder: Path, pairs: Sequence[Pair], loader: Loader) -> None:
+    """Looks at every pair that has not been looked at with these very files: what does not fit is found now, not when training comes to it.
+
+    The pairs that were fine are remembered in `folder`, whatever is cached of their pictures.
+
+    Raises:
+        BadImage, Mismatch: as `Loader.check_pair`.
+    """
+    state, notes = PartialState(), folder / "checked.json"
+    whole = {pair.sources: pair for pair in pairs}  # crops and mirrored pairs have the same files
+    sources = [source for files in whole for source in files]
+    with state.main_process_first():
+        contents = dict(zip(sources, cache.content_keys(sources, folder / "contents.json"), strict=True))
+        try:
+            known = set(json.loads(notes.read_text()))
+        except (OSError, ValueError):
+            known = set()
+    keys = {cache.digest(" ".join(contents[source] for source in files)): pair for files, pair in whole.items()}
+    todo = [pair for key, pair in keys.items() if key not in known]
+    mine = todo[state.process_index :: state.num_processes]
+    if mine:
+        with counting("looking at pairs", len(mine), quiet=not state.is_main_process) as progress:
+            for number, pair in enumerate(mine, 1):
+                loader.check_pair(pair)
+                progress(number, len(mine))
+    state.wait_for_everyone()
+    if todo and state.is_main_process:
+        publish(notes, json.dumps(sorted(known | keys.keys())).encode())
+
+
 def texts(folder: Path, captions: Sequence[str], encode: Callable[[Sequence[str]], Tensor], belongs_to: dict[str, Any]) -> cache.Rows:
     """A row (L, D) for each caption; equal captions share one."""
     keys = [cache.digest(caption) for caption in captions]
@@ -66,8 +96,6 @@ def moments(folder: Path, pairs: Sequence[Pair], loader: Loader, vae: Any, belon
 
     @torch.no_grad()
     def compute(rows: list[int]) -> Tensor:
-        for row in rows:  # what is damaged is found now, not when training comes to it
-            loader.check_pair(pairs[row])
         pixels = torch.stack([picture_to_tensor(loader.picture(pairs[row])) for row in rows]).to(vae.device)
         found: Tensor = vae.encode(pixels).latent_dist.parameters
         return found

@@ -151,6 +151,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
     if config.base_weights != "fp32":
         text_parts["dtype"] = {"of": config.base_weights}
+    encode.check(folder, pairs, loader)
     texts = cached_texts(folder, [pair.caption for pair in pairs], base, drawing, text_parts)
     if base.name == "sdxl":
         texts.told = SizesTold(encode.originals(pairs, folder / "contents.json"), pairs, loader)

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
@@ -208,7 +208,7 @@ class _Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
-        return zip(plan(), loader, strict=True)
+        return zip(plan(), _sound(loader), strict=True)
 
     def _means(self, meter: dict[str, Tensor], steps: int) -> dict[str, float]:
         """The metrics' means over the steps since the last record, and over processes."""
@@ -311,7 +311,18 @@ class _Samples(Dataset[Any]):
         self.task, self.order = task, order
 
     def __getitem__(self, counters: Any) -> Any:
-        return self.task.batch(self.order.indices(counters))
+        try:
+            return self.task.batch(self.order.indices(counters))
+        except LimnError as error:
+            return error  # raised in a worker it would come out wrapped in that process's traceback
+
+
+def _sound(batches: Iterable[Any]) -> Iterator[Any]:
+    """The batches; what went wrong with one is raised."""
+    for batch in batches:
+        if isinstance(batch, LimnError):
+            raise batch
+        yield batch
 
 
 def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
