@@ -18,7 +18,7 @@ from core.files import publish, sha256_file
 from pipelines.family import Family
 from pipelines.images import picture_to_tensor
 from training import cache
-from training.buckets import Size, bucket_levels, fitting
+from training.buckets import CELL_PX, Size, bucket_levels, fitting
 from training.data import Loader
 from training.pairs import DataConfig, Pair, Source, load
 from training.progress import counting
@@ -44,11 +44,14 @@ def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
     return {source: (known[f"size {content}"][0], known[f"size {content}"][1]) for source, content in zip(sources, keys, strict=True)}
 
 
-def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
-    """The size of every picture that is not trained at the config's own: by its proportions, and by how large it is."""
+def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path, cell_px: Callable[[], int] = lambda: CELL_PX) -> dict[Source, Size]:
+    """The size of every picture that is not trained at the config's own: by its proportions, and by how large it is.
+
+    cell_px: what the base draws multiples of; asked for where it matters.
+    """
     if not config.buckets and config.scales == (1.0,):
         return {}
-    levels = bucket_levels((config.width, config.height), config.buckets, config.scales)
+    levels = bucket_levels((config.width, config.height), config.buckets, config.scales, cell_px())
     return {source: fitting(levels, *size) for source, size in originals(pairs, notes).items()}
 
 

@@ -23,6 +23,7 @@ from pipelines.vae import shift_and_scale
 from renderer import ROOT, Renderer
 from training import encode
 from training.board import check_installed
+from training.buckets import CELL_PX
 from training.card import write_card
 from training.config import ControlNetConfig as ControlNetConfig
 from training.controlnet import ControlNetTask
@@ -127,13 +128,15 @@ def _train(config: ControlNetConfig, state: PartialState, task: ControlNetTask, 
 
 def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | None = None) -> ControlNetTask:
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
-    _check_base(resolve(config.base))
+    _check_base(path := resolve(config.base))
+    models = engine or Engine(place_of(config, state))
     pairs = read_pairs(config.data)
     folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
-    loader = Loader(config.data, encode.sizes_of(config.data, pairs, folder / "contents.json"), config.base)
+    sizes = encode.sizes_of(config.data, pairs, folder / "contents.json", lambda: max(CELL_PX, models.outline(path).side_px))
+    loader = Loader(config.data, sizes, config.base)
     loader.check(pairs)
     check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
-    base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
+    base = models.base(path)
     for size in {(config.data.width, config.data.height), *loader.sizes.values()}:
         base.latent_shape(*size)  # refuses what the model cannot draw
     vae: Any = base.networks()["vae"].float()
