@@ -9,7 +9,8 @@ from core.control import Image
 from core.errors import BadImage, BadRequest
 from core.images import sha256_pixels
 from core.sheet import contact_sheet
-from training.data import ASPECT_TOLERANCE, Loader, read_pairs
+from training.data import ASPECT_TOLERANCE, UNCLEAR, Loader, read_pairs
+from training.mirror import is_mirrorable
 from training.pairs import DataConfig, Pair, load
 
 SHOWN = 12  # pairs on the sheet
@@ -74,6 +75,8 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
         for control, source, map_HWC in zip(loader.controls, pair.conditions, maps, strict=False):  # none where they are extracted
             for what in _wrong_map(picture_HWC, map_HWC):
                 found.mistake(what, source)
+            if config.flip and control is not None and not is_mirrorable(map_HWC, control.name):
+                found.mistake(f"a condition that {UNCLEAR}", source)
             if control is not None and control.mistake is not None and (wrong := control.mistake(map_HWC)):
                 found.mistake(f"a {control.name} map that {wrong}", source)
         if mask_HWC is not None:

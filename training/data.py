@@ -4,6 +4,7 @@ The layouts are `training/formats`' business. What a condition is decides how it
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,16 @@ from core.request import Frozen
 from core.stack import stacked
 from pipelines.stacks import Stack
 from training import formats
-from training.mirror import mirrored_map
+from training.mirror import is_mirrorable, mirrored_map
 from training.pairs import DataConfig as DataConfig
 from training.pairs import Pair as Pair
 from training.pairs import Report, Source, load
 from training.randomness import key
 
 ASPECT_TOLERANCE = 0.02  # a pixel of rounding in 64
+UNCLEAR = (
+    "is a pose that is not in OpenPose's very colours, so data.flip cannot swap left and right: save it as PNG, or leave out data.flip"
+)
 
 Size = tuple[int, int]  # width, height
 
@@ -97,9 +101,9 @@ class Loader:
         if (config.params or config.vary) and not config.extract:
             raise BadRequest("data.params and data.vary are an extractor's settings: set data.extract to make conditions from the pictures")
         if config.extract:
-            for control in self.controls:
+            for control, ends in itertools.product(self.controls, itertools.product(*config.vary.values())):
                 assert control is not None
-                self._params(control, config.params | {name: ends[0] for name, ends in config.vary.items()})  # refused now, not later
+                self._params(control, config.params | self._as_declared(control, dict(zip(config.vary, ends, strict=True))))
 
     @property
     def control(self) -> Control | None:
@@ -165,11 +169,8 @@ class Loader:
         assert control is not None
         name, drawn = self._name(pair.picture), {}
         for setting, (low, high) in self.config.vary.items():
-            value = low + (high - low) * (key(name, setting) / 2**64)
-            whole = int in (kinds := get_args(control.params.model_fields[setting].annotation)) or not kinds
-            integer = whole and control.params.model_fields[setting].annotation is not float
-            drawn[setting] = round(value) if integer else value
-        return self._params(control, self.config.params | drawn)
+            drawn[setting] = low + (high - low) * (key(name, setting) / 2**64)
+        return self._params(control, self.config.params | self._as_declared(control, drawn))
 
     def recipe(self, pair: Pair) -> str:
         """How the pair's conditions are made, as a short name: equal recipes make equal conditions of equal files."""
@@ -208,11 +209,14 @@ class Loader:
         """Whether all that a pair has can be decoded and has one shape.
 
         Raises:
-            BadImage: something cannot be decoded, or a mask hides everything.
+            BadImage: something cannot be decoded, or a mask hides everything, or a map that is to be mirrored cannot be.
             Mismatch: a condition or mask has other proportions than its picture.
         """
         for wrong in other_proportions(pair):
             raise Mismatch(wrong)
+        for control, source in zip(self.controls, pair.conditions, strict=False) if self.config.flip else ():  # none if extracted
+            if control is not None and not is_mirrorable(load(source), control.name):
+                raise BadImage(f"{str(source)!r} {UNCLEAR}")
         if pair.mask is not None and not load(pair.mask).any():
             raise BadImage(f"mask {str(pair.mask)!r} is all black: nothing of its picture would count; leave the pair out")
 
@@ -230,6 +234,16 @@ class Loader:
         if strange := [name for name in self.config.vary if name not in control.params.model_fields]:
             raise unknown_name(f"{control.name} setting", strange[0], control.params.model_fields)
         return settled(control, control.parse_params(values), self.base)
+
+    def _as_declared(self, control: Control, values: Mapping[str, float]) -> dict[str, Any]:
+        """Values of settings, rounded where they are whole numbers. All ends of what varies are tried before anything is extracted."""
+        found: dict[str, Any] = dict(values)
+        for setting in values.keys() & control.params.model_fields.keys():
+            declared = control.params.model_fields[setting].annotation
+            kinds = get_args(declared)
+            if (int in kinds or not kinds) and declared is not float:
+                found[setting] = round(values[setting])
+        return found
 
     def _name(self, source: Source) -> str:
         """A source without the machine's path to it."""

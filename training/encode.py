@@ -72,7 +72,8 @@ def check(folder: Path, pairs: Sequence[Pair], loader: Loader) -> None:
             known = set(json.loads(notes.read_text()))
         except (OSError, ValueError):
             known = set()
-    keys = {cache.digest(" ".join(contents[source] for source in files)): pair for files, pair in whole.items()}
+    mirrored = [f"mirrored {loader.kind}"] * loader.config.flip
+    keys = {cache.digest(" ".join([*(contents[source] for source in files), *mirrored])): pair for files, pair in whole.items()}
     todo = [pair for key, pair in keys.items() if key not in known]
     mine = todo[state.process_index :: state.num_processes]
     if mine:

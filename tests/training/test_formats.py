@@ -293,6 +293,18 @@ def test_settings_that_vary_differ_between_pairs_and_never_change(tmp_path: Path
             Loader(config(moved, **({"condition": "canny", "extract": True, "vary": {"low": (1, 2)}} | wrong)))
 
 
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ({"high": (150, 999)}, "high = 999"),
+        ({"low": (10, 250), "high": (50, 255)}, "low 250 is above high 50"),
+    ],
+)
+def test_settings_that_could_be_drawn_and_cannot_be_are_refused_at_once(vary: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Loader(config(tmp_path, condition="canny", extract=True, vary=vary))
+
+
 def test_an_extracted_condition_is_rendering_s(tmp_path: Path) -> None:
     from controls.prepare import load_map
     from core.request import ControlUnit
