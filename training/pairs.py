@@ -19,6 +19,7 @@ from core.images import decode
 from core.request import Frozen
 
 Interval = tuple[float, float]
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")  # endings of files
 FROM_FILE = ("stem", "name")  # what a caption's template takes from the picture's file
 
 
@@ -195,12 +196,14 @@ class Format:
     """One layout of datasets: what `training/formats/<name>.py` defines as `FORMAT`.
 
     recognises: whether a folder or file is of this layout, from its names. read: its pairs, in an order of its own that does not change.
-    example: the layout in a line. vague: other layouts may look like it, so that they are asked first.
+    conditions: the names of what may hold conditions, from its first row. example: the layout in a line. vague: other layouts may look like
+    it, so that they are asked first.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[DataConfig, Report], list[Pair]]
+    conditions: Callable[[Path], list[str]]
     example: str
     vague: bool = False
 

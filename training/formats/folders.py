@@ -9,9 +9,8 @@ dataset's folder itself.
 from pathlib import Path
 
 from core.errors import BadRequest
-from training.pairs import DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
+from training.pairs import PICTURES, DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 USUAL = "images"
 
 
@@ -58,6 +57,15 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     return pairs
 
 
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`: folders with pictures."""
+    return [
+        folder.name
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and folder.name != USUAL and any(map(_is_picture, folder.iterdir()))
+    ]
+
+
 def _by_stem(folder: Path, report: Report) -> dict[str, Path]:
     """The pictures of a folder by what their names begin with; what is wrong with those names is reported."""
     found: dict[str, Path] = {}
@@ -90,5 +98,10 @@ def _caption(picture: Path, ending: str, config: DataConfig) -> str:
 
 
 FORMAT = Format(
-    "folders", recognises, read, "DIR/images/*.png with captions in *.txt, and DIR/<condition>/*.png of the same names", vague=True
+    "folders",
+    recognises,
+    read,
+    conditions,
+    "DIR/images/*.png with captions in *.txt, and DIR/<condition>/*.png of the same names",
+    vague=True,
 )

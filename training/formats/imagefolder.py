@@ -5,7 +5,7 @@ DIR/metadata.jsonl    {"file_name": "images/0.png", "text": "a red sphere on gra
 
 from pathlib import Path
 
-from training.formats.rows import read_rows
+from training.formats.rows import picture_columns, read_rows
 from training.pairs import DataConfig, Format, Pair, Report
 
 METADATA = "metadata.jsonl"
@@ -21,4 +21,9 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     return read_rows(config.folder / METADATA, config, ("file_name", "text"), report)
 
 
-FORMAT = Format("imagefolder", recognises, read, f"DIR/{METADATA} with columns for picture, caption and condition")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`."""
+    return picture_columns(path / METADATA, "file_name")
+
+
+FORMAT = Format("imagefolder", recognises, read, conditions, f"DIR/{METADATA} with columns for picture, caption and condition")

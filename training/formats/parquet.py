@@ -28,10 +28,7 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     Raises:
         BadRequest: pyarrow is not installed, or a table or column cannot be read.
     """
-    try:
-        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        raise BadRequest("Parquet tables need pyarrow, which is not installed: pip install pyarrow") from None
+    pyarrow = _library()
     pairs = []
     picture, caption = config.picture or "image", config.caption or "text"
     wanted = (picture, *columns_of(config))
@@ -40,7 +37,7 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     )
     for path in [config.folder] if config.folder.is_file() else _to_train_on(config.folder):
         try:
-            table: Any = pyarrow.parquet.ParquetFile(path)
+            table = pyarrow.parquet.ParquetFile(path)
             names = table.schema_arrow.names
             if strange := [name for name in (*wanted, *spoken) if name not in names]:
                 raise unknown_name(f"column of {str(path)!r}", strange[0], names)
@@ -60,6 +57,14 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     return pairs
 
 
+def _library() -> Any:
+    try:
+        import pyarrow.parquet  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        raise BadRequest("Parquet tables need pyarrow, which is not installed: pip install pyarrow") from None
+    return pyarrow
+
+
 def _to_train_on(folder: Path) -> list[Path]:
     """All tables of a folder, or those of its split called train."""
     tables = sorted(folder.rglob("*.parquet"))
@@ -74,4 +79,15 @@ def _values(table: Any, group: int, columns: list[str]) -> list[dict[str, Any]]:
     return found
 
 
-FORMAT = Format("parquet", recognises, read, "DIR/**/*.parquet with columns of pictures and text")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`: columns of the first table that hold bytes, or records with bytes, as pictures are kept."""
+    pyarrow = _library()
+    table = path if path.is_file() else _to_train_on(path)[0]
+    try:
+        columns = pyarrow.parquet.read_schema(table)
+    except (pyarrow.ArrowException, OSError):
+        return []
+    return [column.name for column in columns if column.name != "image" and "binary" in str(column.type)]
+
+
+FORMAT = Format("parquet", recognises, read, conditions, "DIR/**/*.parquet with columns of pictures and text")

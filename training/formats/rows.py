@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.pairs import DataConfig, Pair, Report, caption_of, pair_of
+from training.pairs import PICTURES, DataConfig, Pair, Report, caption_of, pair_of
 
 
 def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Report) -> list[Pair]:
@@ -25,6 +25,17 @@ def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Re
     except OSError as error:
         raise BadRequest(f"{str(file)!r} cannot be read ({error.strerror}): check the path") from None
     return pairs
+
+
+def picture_columns(file: Path, picture: str) -> list[str]:
+    """The columns of a file of JSON lines that name pictures in its first row, but for the one of that name; none if it cannot be read."""
+    try:
+        with file.open("rb") as lines:
+            row = json.loads(next(lines, b"").decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    columns = row.items() if isinstance(row, dict) else ()
+    return [name for name, value in columns if name != picture and isinstance(value, str) and Path(value).suffix.lower() in PICTURES]
 
 
 def _pairs(line: bytes, where: str, given: tuple[Path, DataConfig, tuple[str, str]]) -> list[Pair]:

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.pairs import DataConfig, Format, Pair, Piece, Report, caption_of, columns_of, pair_of
+from training.pairs import PICTURES, DataConfig, Format, Pair, Piece, Report, caption_of, columns_of, pair_of
 
-PLAIN = ("jpg", "jpeg", "png", "webp")
+PLAIN = tuple(ending[1:] for ending in PICTURES)
 
 
 def recognises(path: Path) -> bool:
@@ -90,4 +90,14 @@ def _piece(files: dict[str, Piece], wanted: str, where: str) -> Piece:
     return files[found[0]]
 
 
-FORMAT = Format("webdataset", recognises, read, "DIR/*.tar with NAME.jpg, NAME.<condition>.png and NAME.txt")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`: endings of the first sample that name a picture besides its own."""
+    try:
+        shard = path if path.is_file() else min(path.glob("*.tar"))
+        _, files = next(_samples(shard), ("", {}))
+    except (tarfile.TarError, OSError):
+        return []
+    return [end.rpartition(".")[0] for end in files if "." in end and end.rpartition(".")[2] in PLAIN]
+
+
+FORMAT = Format("webdataset", recognises, read, conditions, "DIR/*.tar with NAME.jpg, NAME.<condition>.png and NAME.txt")
