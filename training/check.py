@@ -11,6 +11,7 @@ from core.errors import BadImage, BadRequest, LimnError
 from core.images import sha256_pixels
 from core.sheet import contact_sheet
 from training.data import ASPECT_TOLERANCE, UNCLEAR, Loader, read_pairs
+from training.hub import located
 from training.mirror import is_mirrorable
 from training.pairs import DataConfig, Pair, load
 
@@ -58,6 +59,7 @@ def check(config: DataConfig, *, base: str = "toyland", on_progress: Progress | 
     Raises:
         BadRequest: there is no dataset to look at.
     """
+    config = config.model_copy(update={"folder": located(config.folder)})
     found = Findings()
     pairs = read_pairs(config.model_copy(update={"flip": False, "crops": 0}), found.error)
     loader = Loader(config, base=base)

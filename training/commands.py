@@ -35,6 +35,7 @@ def check(
     from training import formats
     from training.check import check as look
     from training.check import refuse
+    from training.hub import located
     from training.pairs import DataConfig
 
     values: dict[str, object] = {"folder": folder, "condition": condition}
@@ -47,7 +48,7 @@ def check(
         except yaml.YAMLError:
             raise BadRequest(f"setting {text!r}: {value!r} is not YAML, as true, 0.5, a name or [1, 2] are") from None
     if not values["condition"]:
-        values["condition"] = formats.only_condition(folder)
+        values["condition"] = formats.only_condition(located(folder))
     try:
         config = DataConfig.model_validate(values)
     except ValidationError as error:

@@ -153,7 +153,10 @@ class ControlNetConfig(Frozen):
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
     base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
-    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
+    cache: Path | None = Field(
+        None,
+        description="folder for moments and text embeddings; default: `cache` in the dataset's folder, or in the run's for one of the hub",
+    )
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
     weights: Precision = Field("fp32", description="precision of what is written in the end")
     single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")

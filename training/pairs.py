@@ -26,7 +26,7 @@ FROM_FILE = ("stem", "name")  # what a caption's template takes from the picture
 class DataConfig(Frozen):
     """Where the pairs are, what is read of them, and what size they are trained at."""
 
-    folder: Path = Field(description="a folder or file of any format that training/formats knows")
+    folder: Path = Field(description="a folder or file of any format that training/formats knows, or OWNER/NAME of a dataset on the hub")
     format: str = Field("auto", description="auto: recognised by its files; else the format's name")
     condition: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = Field(
         description="column, folder or extension with the condition; with extract, the kind of control; several are stacked"

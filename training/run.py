@@ -30,6 +30,7 @@ from training.controlnet import ControlNetTask
 from training.data import Loader, Pair, read_pairs
 from training.export import has_single_file, write_folder, write_single_file
 from training.further import load_controlnet as load_controlnet
+from training.hub import located
 from training.monitor import Monitor
 from training.objectives import Objective
 from training.optimiser import check_optimiser
@@ -130,8 +131,12 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
     _check_base(path := resolve(config.base))
     models = engine or Engine(place_of(config, state))
+    given = config.data
+    with state.main_process_first():
+        config = config.model_copy(update={"data": given.model_copy(update={"folder": located(given.folder)})})
     pairs = read_pairs(config.data)
-    folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
+    home = config.train.out if config.data != given else given.folder if given.folder.is_dir() else given.folder.parent
+    folder = config.cache or home / "cache"
     sizes = encode.sizes_of(config.data, pairs, folder / "contents.json", lambda: max(CELL_PX, models.outline(path).side_px))
     loader = Loader(config.data, sizes, config.base)
     loader.check(pairs)
@@ -181,7 +186,12 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
+        write=Exporter(
+            name,
+            config.model_copy(update={"data": given}),
+            len(pairs),
+            "+".join(control.name if control else "KIND" for control in loader.controls),
+        ),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,

@@ -2,7 +2,7 @@
 
 Where tables are named or filed by split, as in `data/train-00000-of-00004.parquet`, and one is called train, only that one is read.
 
-A dataset on the hub is fetched first: `hf download --repo-type dataset OWNER/NAME --include "*.parquet" --local-dir DIR`.
+A dataset on the hub is named as OWNER/NAME (`training.hub`).
 """
 
 import re
