@@ -132,8 +132,12 @@ class ControlNetConfig(Frozen):
     """Everything that determines a ControlNet's training."""
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
-    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    init: Path | None = Field(
+        None, description="ControlNet to start from, a folder or .safetensors file; default: a silent copy of the base's encoder"
+    )
+    hint_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)"
+    )
     blocks: tuple[int, ...] = Field(
         (), max_length=2, description="blocks that are copied: of the encoder (SD, SDXL), joint ones (SD3), double and single ones (FLUX)"
     )

@@ -128,6 +128,16 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     assert train_controlnet(config(base, dataset, tmp_path / "run", train={"resume": "must"})).step == 4
 
 
+def test_a_disk_without_room_for_a_line_of_the_log_is_said(base: Path, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"no room to write in '.*/run' \(No space left on device\): free some space") as raised:
+        train_controlnet(config(base, dataset, tmp_path / "run", train={"checkpoint_every": 1}))
+    assert "\n" not in str(raised.value)
+    (tmp_path / "run" / "log.jsonl").unlink()
+    assert train_controlnet(config(base, dataset, tmp_path / "run", train={"resume": "must", "checkpoint_every": 1})).step == 4
+
+
 def _cut(path: Path) -> None:
     data = path.read_bytes()
     path.write_bytes(data[: len(data) // 2])
