@@ -234,6 +234,9 @@ def test_of_several_splits_the_one_to_train_on_is_read(tmp_path: Path) -> None:
         (table.parent / f"{split}-00000-of-00001.parquet").write_bytes(table.read_bytes())
     table.unlink()
     assert {Path(str(pair.picture)).name[:5] for pair in read_pairs(config(tmp_path / "data"))} == {"train"}
+    imagefolder(tmp_path / "rows" / "test")
+    imagefolder(tmp_path / "rows" / "train")
+    assert [str(pair.picture).split("/")[-3] for pair in read_pairs(config(tmp_path / "rows"))] == ["train"] * 3
     (table.parent / "train-00000-of-00001.parquet").rename(table.parent / "more-00000-of-00001.parquet")
     assert len(read_pairs(config(tmp_path / "data"))) == 6  # none is called so: all
 
