@@ -133,7 +133,7 @@ class ControlNetConfig(Frozen):
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
     init: Path | None = Field(
-        None, description="ControlNet to start from, a folder or .safetensors file; default: a silent copy of the base's encoder"
+        None, description="ControlNet to start from, a folder, .safetensors file or hub id; default: a silent copy of the base's encoder"
     )
     hint_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
         HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)"

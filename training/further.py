@@ -9,6 +9,7 @@ import torch
 from core.errors import Mismatch
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.controlnet_flux_hole import reads_hole
+from pipelines.engine import resolve
 from pipelines.family import Family, Place
 from pipelines.variants import with_differences
 from training.steering import UNSHIFTED, Steering
@@ -21,13 +22,13 @@ _BLOCKS = ("num_layers", "num_single_layers")
 
 
 def load_controlnet(base: Family, path: Path, control: Steering, blocks: Sequence[int] = ()) -> Any:
-    """A finished ControlNet to train further, from its folder or its .safetensors file. blocks: as in the settings.
+    """A finished ControlNet to train further, from its folder, its .safetensors file or the hub. blocks: as in the settings.
 
     Raises:
         BadModel, Mismatch: it is none, is damaged, was made for another base, is of a kind that is only drawn with, or is another variant
             than is to be trained.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = open_checkpoint(resolve(str(path)))
     base.check_control(checkpoint)
     config, found, wanted = checkpoint.config(""), checkpoint.classes.get(""), control.kind.__name__
     if what := _only_drawn_with(base, checkpoint):

@@ -177,3 +177,4 @@ def test_what_is_refused_is_said_in_one_line(tmp_path: Path) -> None:
         with pytest.raises(LimnError) as raised:
             task_of(config(base, tmp_path / "x" / wrong.name), init=wrong)
         assert "\n" not in str(raised.value)
+        assert ("no model" in str(raised.value)) == (wrong != base)
