@@ -9,7 +9,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from types import FrameType
 from typing import Any
@@ -179,6 +179,8 @@ class _Trainer:
         config, device = self.config, self.accelerator.device
         for micro in range(config.accumulation):
             counters, batch = next(batches)
+            if isinstance(batch, LimnError):
+                raise batch
             # for modules that draw from torch's own generator, such as nn.Dropout
             torch.manual_seed(key(config.seed, "torch", counters[0]))
             with self.processes.micro_batch(last=micro == config.accumulation - 1):
@@ -217,7 +219,7 @@ class _Trainer:
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
-        return zip(plan(), _sound(loader), strict=True)
+        return zip(plan(), loader, strict=True)
 
     def _means(self, meter: dict[str, Tensor], steps: int) -> dict[str, float]:
         """The metrics' means over the steps since the last record, and over processes."""
@@ -320,18 +322,11 @@ class _Samples(Dataset[Any]):
         self.task, self.order = task, order
 
     def __getitem__(self, counters: Any) -> Any:
+        """A micro-batch, or the error in its place: a worker's own would come with its whole traceback as the message."""
         try:
             return self.task.batch(self.order.indices(counters))
         except LimnError as error:
-            return error  # raised in a worker it would come out wrapped in that process's traceback
-
-
-def _sound(batches: Iterable[Any]) -> Iterator[Any]:
-    """The batches; what went wrong with one is raised."""
-    for batch in batches:
-        if isinstance(batch, LimnError):
-            raise batch
-        yield batch
+            return error
 
 
 def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
