@@ -132,8 +132,12 @@ class ControlNetConfig(Frozen):
     """Everything that determines a ControlNet's training."""
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
-    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    init: Path | None = Field(
+        None, description="ControlNet to start from, a folder, .safetensors file or hub id; default: a silent copy of the base's encoder"
+    )
+    hint_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)"
+    )
     blocks: tuple[int, ...] = Field(
         (), max_length=2, description="blocks that are copied: of the encoder (SD, SDXL), joint ones (SD3), double and single ones (FLUX)"
     )
@@ -153,7 +157,10 @@ class ControlNetConfig(Frozen):
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
     base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
-    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
+    cache: Path | None = Field(
+        None,
+        description="folder for moments and text embeddings; default: `cache` in the dataset's folder, or in the run's for one of the hub",
+    )
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
     weights: Precision = Field("fp32", description="precision of what is written in the end")
     single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")

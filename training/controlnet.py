@@ -172,9 +172,7 @@ class ControlNetTask:
         return torch.where(drop_B111, self._black(condition_BCHW), condition_BCHW), replace(noised, target_BCHW=target_BCHW)
 
     def _black(self, like_BCHW: Tensor) -> Tensor:
-        if not self.steering.reads_latents:
-            return torch.zeros_like(like_BCHW)
-        cell_px = self.base.cell_px
+        cell_px = self.base.cell_px if self.steering.reads_latents else 1
         size = (like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px)
         black_HWC = np.zeros((*size, sum(self.loader.channels)), np.uint8)
         return self.steering.condition(black_HWC).clone().to(like_BCHW).expand_as(like_BCHW)
