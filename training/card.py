@@ -16,12 +16,14 @@ SHEET = "samples.png"
 def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mapping[str, Any], out: Path) -> None:
     """Writes `README.md` into a finished folder, and the newest sheet of samples. out: of the run, with its monitor.jsonl and grids.
 
-    facts: base, condition, pairs, steps. Of paths only the last part is published.
+    facts: base, condition, kind, pairs, steps; what was measured or drawn after those steps is of other weights. Of paths only the last
+    part is published.
     """
-    sheets = sorted((out / "grids").glob("step-*.png"))
+    last = int(facts["steps"])
+    sheets = [path for path in sorted((out / "grids").glob("step-*.png")) if path.stem <= f"step-{last:08d}"]
     if sheets:
         shutil.copyfile(sheets[-1], folder / SHEET)
-    measured = _measured(out / "monitor.jsonl")
+    measured = [row for row in _measured(out / "monitor.jsonl") if row["step"] <= last]
     asked = " ".join(f"--control {kind}=map.png,ready,model={name}" for kind in str(facts["kind"]).split("+"))
     tags = ", ".join(json.dumps(condition) for condition in str(facts["condition"]).split("+"))
     lines = [
@@ -62,7 +64,8 @@ def _figures(measured: list[dict[str, Any]], bounds: Bounds | None) -> list[str]
     for row in chosen:
         interval = "" if row.get("interval") is None else " ({:.3f} to {:.3f})".format(*row["interval"])
         fidelity = "" if row.get("fidelity") is None else f"{row['fidelity']:.3f}{interval}"
-        rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {row['gap_shuffled']:.5f} | {fidelity} |")
+        shuffled = "" if row.get("gap_shuffled") is None else f"{row['gap_shuffled']:.5f}"
+        rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {shuffled} | {fidelity} |")
     return [
         *rows,
         "",

@@ -2,6 +2,9 @@
 
 SD 1.x and 2.x have the original layout, `control_model.*`. SDXL, SD3 and FLUX have no other layout than diffusers' names in one file: it is
 what those programs read. Source of the original names: lllyasviel/ControlNet, cldm/cldm.py; CompVis, openaimodel.py.
+
+ComfyUI gives SD3's ControlNets the condition's latents without the autoencoder's shift, as InstantX's were trained; diffusers and Limn take
+it off. The single file therefore has the shift in the bias of the layer that reads those latents, and says so (`limn_unshifted`).
 """
 
 import json
@@ -22,7 +25,7 @@ from training.config import Precision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-_HINT = "controlnet_cond_embedding"
+_HINT, _SD3_HINT = "controlnet_cond_embedding", "pos_embed_input.proj"
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -67,14 +70,22 @@ def _inner(part: str, rest: str) -> str:
     return _RESNET[rest] if part == "resnets" else rest
 
 
-def single_file_tensors(net: Any) -> dict[str, Tensor]:
-    """The network's tensors as A1111 and ComfyUI name them."""
+def single_file_tensors(net: Any, shift: float = 0.0) -> dict[str, Tensor]:
+    """The network's tensors as A1111 and ComfyUI name them. shift: of the latents that SD3's are given, after scaling; see above."""
     state: Mapping[str, Tensor] = net.state_dict()
+    if _takes_shift(net, shift):
+        bias, weight = (state[f"{_SD3_HINT}.{end}"].float() for end in ("bias", "weight"))
+        return {**state, f"{_SD3_HINT}.bias": (bias - shift * weight.flatten(1).sum(1))}
     if is_low_rank(net):
         return _control_lora(differences(net), net.config)
     if type(net).__name__ != "ControlNetModel" or net.config.addition_embed_type is not None:
         return dict(state)
     return _original(state, net.config)
+
+
+def _takes_shift(net: Any, shift: float) -> bool:
+    """Whether the single file makes up for the shift: of the one map that ComfyUI knows to give."""
+    return bool(shift) and type(net).__name__ == "SD3ControlNetModel" and not net.config.extra_conditioning_channels
 
 
 def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -115,14 +126,18 @@ def write_folder(folder: Path, net: Any, precision: Precision = "fp32") -> None:
     _compare(net.state_dict(), {name: tensor.to(DTYPES[precision]) for name, tensor in again.state_dict().items()}, folder)
 
 
-def write_single_file(path: Path, net: Any, precision: Precision = "fp32") -> None:
+def write_single_file(path: Path, net: Any, precision: Precision = "fp32", shift: float = 0.0) -> None:
     """One .safetensors file, read again and compared; what its shapes cannot say of its configuration is in its metadata.
+
+    shift: as for `single_file_tensors`.
 
     Raises:
         BadModel: what was read is not what was written.
     """
-    tensors = {name: tensor.to(DTYPES[precision]).contiguous() for name, tensor in single_file_tensors(net).items()}
+    tensors = {name: tensor.to(DTYPES[precision]).contiguous() for name, tensor in single_file_tensors(net, shift).items()}
     said = {name: net.config[name] for name in SAID if net.config.get(name) is not None}
+    if _takes_shift(net, shift):
+        said["limn_unshifted"] = True
     save_file(tensors, path, metadata={"format": "pt", "limn.control": json.dumps(said)})
     _compare(tensors, load_file(path), path)
 

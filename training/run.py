@@ -160,6 +160,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
     shift, scale = shift_and_scale(vae, base.place.device)
+    offset = float(shift * scale) if base.name == "sd3" else 0.0
     name = f"controlnet-{config.data.title}"
     return ControlNetTask(
         net=net,
@@ -177,7 +178,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
+        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls), offset),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
@@ -243,17 +244,21 @@ def load_controlnet(base: Family, folder: Path, control: Steering) -> Any:
 
 @dataclass
 class Exporter:
-    """Writes a finished ControlNet: its folder, and in it the single file and the model card."""
+    """Writes a ControlNet as it is after some step: its folder, and in it the single file and the model card.
+
+    shift: of SD3's latents, for the single file.
+    """
 
     name: str
     config: ControlNetConfig
     pairs: int
     kind: str
+    shift: float = 0.0
 
-    def __call__(self, folder: Path, net: Any) -> None:
+    def __call__(self, folder: Path, net: Any, step: int | None) -> None:
         write_folder(folder, net, self.config.weights)
         if self.config.single_file and has_single_file(net):
-            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
+            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights, self.shift)
         train, data = self.config.train, self.config.data
-        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
+        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": step or train.steps}
         write_card(folder, self.name, facts, self.config.model_dump(mode="json"), train.out)
