@@ -32,6 +32,7 @@ from training.data import Loader, Pair, read_pairs
 from training.export import has_single_file, write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
+from training.offered import offer
 from training.optimiser import check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
@@ -84,8 +85,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:
 
 
 def main(path: Path, overrides: Sequence[str] = ()) -> Run:
-    """What `limn train` calls."""
-    return train_controlnet(read_config(path, overrides))
+    """What `limn train` calls: trains, and gives the result its name in `limn models`."""
+    run = train_controlnet(read_config(path, overrides))
+    if run.main and (name := offer(run.config.out / "weights")):
+        run.say(f"{run.task.name}: listed by limn models, and drawn with, as {name}")
+    return run
 
 
 def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) -> Run:
