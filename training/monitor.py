@@ -103,8 +103,9 @@ class Monitor:
         publish(self.out / FILE, "".join(json.dumps(vars(row)) + "\n" for row in self.history).encode())
         self._note(run, before, found)
         values = {"gap": found.gap, "gap_shuffled": found.gap_shuffled, "fidelity": found.fidelity}
-        run.noted = {name: value for name, value in values.items() if value is not None}
-        self.board.add(run.step, {"monitor/seconds": time.monotonic() - began, **run.noted})
+        known = {name: value for name, value in values.items() if value is not None}
+        run.noted |= known  # pictures are drawn less often
+        self.board.add(run.step, {"monitor/seconds": time.monotonic() - began, **known})
         self.board.add(run.step, {f"residuals/{place}": value for place, value in found.residuals.items()})
 
     def _note(self, run: Run, before: Sequence[Measured], found: Measured) -> None:
@@ -117,7 +118,8 @@ class Monitor:
             run.say(f"{name}: sudden convergence at step {run.step}: its own condition was worth {before[-1].own:.4f}, now {found.own:.4f}")
         if first or jumps:
             self._keep(run, "first_converged")
-        if found.fidelity is not None:
+        if found.fidelity is not None and found.interval is not None:
+            run.say(f"{name}: fidelity at step {run.step}: {found.fidelity:.3f} ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
             best = max((row.fidelity for row in before if row.fidelity is not None), default=float("-inf"))
             if found.fidelity > best:
                 self._keep(run, "best_fidelity")

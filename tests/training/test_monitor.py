@@ -175,7 +175,7 @@ def test_every_sample_is_measured_against_the_condition_of_another(settings: Any
 def test_samples_are_drawn_where_only_that_is_asked_for(settings: Any, tmp_path: Path) -> None:
     train_controlnet(settings(every=0, fidelity_every=4, steps=1))
     assert [path.name for path in (tmp_path / "run" / "grids").iterdir()] == ["step-00000004.png"]
-    with pytest.raises(ValueError, match="fidelity_every 4 draws the samples, and samples is 0: give 2 or more"):
+    with pytest.raises(ValueError, match="fidelity_every 4 draws samples, and samples is 0: give 2 or more"):
         settings(samples=0, fidelity_every=4)
 
 
