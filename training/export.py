@@ -77,7 +77,8 @@ def single_file_tensors(net: Any, shift: float = 0.0) -> dict[str, Tensor]:
         bias, weight = (state[f"{_SD3_HINT}.{end}"].float() for end in ("bias", "weight"))
         return {**state, f"{_SD3_HINT}.bias": (bias - shift * weight.flatten(1).sum(1))}
     if is_low_rank(net):
-        return _control_lora(differences(net), net.config)
+        plain = {name: tensor for name, tensor in state.items() if tensor.ndim == 1}
+        return _control_lora(differences(net) | plain, net.config)
     if type(net).__name__ != "ControlNetModel" or net.config.addition_embed_type is not None:
         return dict(state)
     return _original(state, net.config)
@@ -89,9 +90,10 @@ def _takes_shift(net: Any, shift: float) -> bool:
 
 
 def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Low-rank differences as ComfyUI reads them: the original names without their prefix, and a mark.
+    """Low-rank differences as ComfyUI and A1111 read them: the original names without their prefix, and a mark.
 
-    Source: Stability AI, control-lora, 2023; ComfyUI, comfy/controlnet.py.
+    The base's biases and norms are among them: A1111 takes only matrices from its own model, and knows SD 1.x by a norm.
+    Source: Stability AI, control-lora, 2023; ComfyUI, comfy/controlnet.py; sd-webui-controlnet, scripts/controlnet_lora.py.
     """
     named = {name.removeprefix("control_model."): tensor for name, tensor in _original(tensors, config).items()}
     return named | {"lora_controlnet": torch.zeros(1)}
