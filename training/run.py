@@ -166,6 +166,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     shift, scale = shift_and_scale(vae, base.place.device)
     offset = float(shift * scale) if base.name == "sd3" else 0.0
     name = f"controlnet-{config.data.title}"
+    kind = "+".join(control.name if control else "KIND" for control in loader.controls)
     return ControlNetTask(
         net=net,
         base=base,
@@ -182,7 +183,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls), offset),
+        write=Exporter(name.replace("/", "-"), config, len(pairs), kind, offset),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
@@ -250,7 +251,7 @@ def load_controlnet(base: Family, folder: Path, control: Steering) -> Any:
 class Exporter:
     """Writes a ControlNet as it is after some step: its folder, and in it the single file and the model card.
 
-    shift: of SD3's latents, for the single file.
+    name: of the single file, without a folder's slash. shift: of SD3's latents, for the single file.
     """
 
     name: str

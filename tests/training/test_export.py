@@ -70,6 +70,16 @@ def test_the_single_file_that_a_run_writes_draws_what_its_folder_draws(family: s
     assert np.abs(folder.astype(int) - single).max() <= (family == "sd3")  # its bias is rounded once more: one level of 255
 
 
+def test_conditions_in_a_folder_of_a_folder_do_not_end_the_run_with_an_error(tmp_path: Path) -> None:
+    given = config(tinymodels.build_base(tmp_path / "base"), tmp_path)
+    (given.data.folder / "maps").mkdir()
+    (given.data.folder / "hint").rename(given.data.folder / "maps" / "hint")
+    task = build_task(given.model_copy(update={"data": given.data.model_copy(update={"condition": "maps/hint"})}), PartialState(cpu=True))
+    (tmp_path / "net").mkdir()
+    task.export(tmp_path / "net", {"controlnet": task.net.state_dict()})
+    assert (tmp_path / "net" / "controlnet-maps-hint.safetensors").is_file()
+
+
 def test_the_single_file_of_sd3_hears_what_comfyui_feeds(tmp_path: Path) -> None:
     """Latents that are scaled, and not shifted."""
     given = config(BASES["sd3"](tmp_path / "base"), tmp_path)
