@@ -58,15 +58,11 @@ class Measured:
     error_shuffled: float | None = None
 
     @property
-    def own(self) -> float:
-        """What its own condition is worth to a sample: more than another's, or than none where there is no other."""
-        return self.gap if self.gap_shuffled is None else self.gap_shuffled
-
-    @property
     def heard(self) -> bool:
-        """Whether it matters which condition it is, by more than chance."""
-        error = self.error if self.error_shuffled is None else self.error_shuffled
-        return self.own > max(CERTAIN * error, SHARE * self.gap)
+        """Whether it matters which condition it is, by more than chance; where there is no other to compare with, nobody knows."""
+        if self.gap_shuffled is None or self.error_shuffled is None:
+            return False
+        return self.gap_shuffled > max(CERTAIN * self.error_shuffled, SHARE * self.gap)
 
 
 class Monitor:
@@ -113,9 +109,11 @@ class Monitor:
         name, first = self.task.name, found.heard and not any(row.heard for row in before)
         jumps = _jumps([*before, found]) and not any(_jumps(before[:count]) for count in range(len(before) + 1))
         if found.heard and not (before and before[-1].heard):
-            run.say(f"{name}: the condition is heard at step {run.step}: {_worth(found)}; paired gap {found.gap:.4f} ± {found.error:.4f}")
+            shuffled = f"{found.gap_shuffled:.4f} ± {found.error_shuffled:.4f} against others"
+            run.say(f"{name}: the condition is heard at step {run.step}: {shuffled}; paired gap {found.gap:.4f} ± {found.error:.4f}")
         if jumps:
-            run.say(f"{name}: sudden convergence at step {run.step}: its own condition was worth {before[-1].own:.4f}, now {found.own:.4f}")
+            worth = (before[-1].gap_shuffled or 0.0, found.gap_shuffled)
+            run.say(f"{name}: sudden convergence at step {run.step}: its own condition was worth {worth[0]:.4f}, now {worth[1]:.4f}")
         if first or jumps:
             self._keep(run, "first_converged")
         if found.fidelity is not None and found.interval is not None:
@@ -211,15 +209,9 @@ def _mean(gap_NS: Tensor) -> tuple[float, float]:
     return float(values.mean()), float(values.std() / len(values) ** 0.5)
 
 
-def _worth(found: Measured) -> str:
-    if found.error_shuffled is None:
-        return "there is no other to compare it with"
-    return f"against others {found.gap_shuffled:.4f} ± {found.error_shuffled:.4f}"
-
-
 def _jumps(rows: Sequence[Measured]) -> bool:
     """Whether the condition of the last of these is heard, and suddenly better than before."""
-    *before, last = [row.own for row in rows] or [0.0]
+    *before, last = [row.gap_shuffled or 0.0 for row in rows] or [0.0]
     return len(before) >= 3 and rows[-1].heard and last > JUMP * max(statistics.median(before[-5:]), 0.0)
 
 

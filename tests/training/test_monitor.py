@@ -169,6 +169,7 @@ def test_every_sample_is_measured_against_the_condition_of_another(settings: Any
     assert abs(pair.gap_shuffled) > 1e-5
     assert nine.gap_shuffled == pytest.approx(2 / 9 * pair.gap_shuffled, rel=0.02)  # in rounding; seven are told what they are anyway
     assert alone.gap_shuffled is None
+    assert not alone.heard
     assert np.isfinite(alone.error)
 
 
