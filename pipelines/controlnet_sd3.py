@@ -45,9 +45,9 @@ class LoadedControlNet:
         if hint.map_HWC.shape[2] > 3:
             latents = torch.cat([vae.encode(self.vae, map_HWC, self.place) for map_HWC in unstacked(hint.map_HWC)], dim=1)
         elif not self.inpaints:
-            # InstantX's nets, which read no pooled text either, were trained without the autoencoder's shift; our single files do without.
+            # InstantX's nets, which read no pooled text either, were trained without the autoencoder's shift.
             latents = vae.encode_pixels(self.vae, self._in_its_range(pixels, hint.kind)[None], self.place)
-            if self.net.config.force_zeros_for_pooled_projection or self.net.config.get("limn_unshifted"):
+            if self.net.config.force_zeros_for_pooled_projection:
                 latents = latents + float(self.vae.config.shift_factor or 0.0) * float(self.vae.config.scaling_factor)
         elif hint.mask_HW is None:
             raise BadRequest("this ControlNet inpaints: give the request a mask, white where to paint")

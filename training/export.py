@@ -4,7 +4,7 @@ SD 1.x and 2.x have the original layout, `control_model.*`. SDXL, SD3 and FLUX h
 what those programs read. Source of the original names: lllyasviel/ControlNet, cldm/cldm.py; CompVis, openaimodel.py.
 
 ComfyUI gives SD3's ControlNets the condition's latents without the autoencoder's shift, as InstantX's were trained; diffusers and Limn take
-it off. The single file therefore has the shift in the bias of the layer that reads those latents, and says so (`limn_unshifted`).
+it off. The single file therefore has the shift in the bias of the layer that reads those latents, and says so in its metadata.
 """
 
 import json
@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.layouts.transformers import SHIFT, shifted
 from pipelines.loading import WEIGHT_NAMES, quiet
 from pipelines.singlefile import SAID
 from pipelines.variants import Variant, differences, is_low_rank
@@ -25,7 +26,7 @@ from training.config import Precision
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
-_HINT, _SD3_HINT = "controlnet_cond_embedding", "pos_embed_input.proj"
+_HINT = "controlnet_cond_embedding"
 _RESNET = {
     "norm1": "in_layers.0",
     "conv1": "in_layers.2",
@@ -74,8 +75,7 @@ def single_file_tensors(net: Any, shift: float = 0.0) -> dict[str, Tensor]:
     """The network's tensors as A1111 and ComfyUI name them. shift: of the latents that SD3's are given, after scaling; see above."""
     state: Mapping[str, Tensor] = net.state_dict()
     if _takes_shift(net, shift):
-        bias, weight = (state[f"{_SD3_HINT}.{end}"].float() for end in ("bias", "weight"))
-        return {**state, f"{_SD3_HINT}.bias": (bias - shift * weight.flatten(1).sum(1))}
+        return shifted(state, -shift)
     if is_low_rank(net):
         plain = {name: tensor for name, tensor in state.items() if tensor.ndim == 1}
         return _control_lora(differences(net) | plain, net.config)
@@ -85,8 +85,10 @@ def single_file_tensors(net: Any, shift: float = 0.0) -> dict[str, Tensor]:
 
 
 def _takes_shift(net: Any, shift: float) -> bool:
-    """Whether the single file makes up for the shift: of the one map that ComfyUI knows to give."""
-    return bool(shift) and type(net).__name__ == "SD3ControlNetModel" and not net.config.extra_conditioning_channels
+    """Whether the single file makes up for the shift: of the one map that ComfyUI gives, to a network that was not taught without it."""
+    if not shift or type(net).__name__ != "SD3ControlNetModel":
+        return False
+    return not net.config.extra_conditioning_channels and not net.config.force_zeros_for_pooled_projection
 
 
 def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -138,9 +140,8 @@ def write_single_file(path: Path, net: Any, precision: Precision = "fp32", shift
     """
     tensors = {name: tensor.to(DTYPES[precision]).contiguous() for name, tensor in single_file_tensors(net, shift).items()}
     said = {name: net.config[name] for name in SAID if net.config.get(name) is not None}
-    if _takes_shift(net, shift):
-        said["limn_unshifted"] = True
-    save_file(tensors, path, metadata={"format": "pt", "limn.control": json.dumps(said)})
+    metadata = {"format": "pt", "limn.control": json.dumps(said)} | ({SHIFT: repr(shift)} if _takes_shift(net, shift) else {})
+    save_file(tensors, path, metadata=metadata)
     _compare(tensors, load_file(path), path)
 
 

@@ -63,6 +63,10 @@ def test_the_single_file_that_a_run_writes_draws_what_its_folder_draws(family: s
     speaking(task.net)
     tinymodels.build_pictures(tmp_path)
     task.export(tmp_path / "net", {"controlnet": task.net.state_dict()})
+    file = next((tmp_path / "net").glob("controlnet-*"))
+    read = open_checkpoint(file).network(type(task.net), "", PLACE)
+    for name, tensor in task.net.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[name], tensor)
     renderer = Renderer(Engine(PLACE), given.base)
     folder, single = (
         drawn(renderer, Path(given.base), tmp_path, str(path)) for path in (tmp_path / "net", next((tmp_path / "net").glob("controlnet-*")))
