@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.engine import is_hub_id
 from training.gallery import Bounds, read_bounds
 
 SHEET = "samples.png"
@@ -31,6 +32,7 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
         "library_name: diffusers",
         "pipeline_tag: image-to-image",
         f"tags: [controlnet, limn, {tags}]",
+        *([f"base_model: {base}"] if (base := _of_hub(str(facts["base"]))) else []),
         "---",
         "",
         f"# {name}",
@@ -80,6 +82,12 @@ def _measured(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
+
+
+def _of_hub(base: str) -> str:
+    """The hub's name of a model, without its revision; empty for others."""
+    name = base.partition("@")[0]
+    return name if is_hub_id(name) and not Path(base).exists() else ""
 
 
 def _short(value: object) -> str:

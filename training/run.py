@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,7 @@ from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
 LOCK = "train.lock"  # in the run's folder
+PATIENCE = timedelta(days=1)  # one process draws the samples and encodes captions; NCCL would give the others up after ten minutes
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -102,7 +104,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
-    state = PartialState(cpu=config.train.on_cpu)
+    state = PartialState(cpu=config.train.on_cpu, timeout=PATIENCE)
     check_sharding(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from datetime import timedelta
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from accelerate import PartialState
 from diffusers import ControlNetModel
 from safetensors.torch import load_file
 
+import training.run
 from controls import canny
 from core.errors import BadRequest
 from core.images import decode
@@ -178,6 +180,20 @@ def test_samples_are_drawn_where_only_that_is_asked_for(settings: Any, tmp_path:
     assert [path.name for path in (tmp_path / "run" / "grids").iterdir()] == ["step-00000004.png"]
     with pytest.raises(ValueError, match="fidelity_every 4 draws samples, and samples is 0: give 2 or more"):
         settings(samples=0, fidelity_every=4)
+
+
+def test_other_processes_wait_as_long_as_the_samples_are_drawn(settings: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By default NCCL gives up after ten minutes, which sixteen pictures of FLUX, drawn twice for the floor, can take."""
+    asked: dict[str, Any] = {}
+
+    def state(**values: Any) -> None:
+        asked.update(values)
+        raise InterruptedError
+
+    monkeypatch.setattr(training.run, "PartialState", state)
+    with pytest.raises(InterruptedError):
+        train_controlnet(settings())
+    assert asked["timeout"] >= timedelta(hours=12)
 
 
 def test_samples_are_held_out_of_large_sets_only(base: Path, dataset: Path, tmp_path: Path) -> None:
