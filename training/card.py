@@ -25,7 +25,7 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
     if sheets:
         shutil.copyfile(sheets[-1], folder / SHEET)
     measured = [row for row in _measured(out / "monitor.jsonl") if row["step"] <= last]
-    asked = " ".join(f"--control {kind}=map.png,ready,model={name}" for kind in str(facts["kind"]).split("+"))
+    asked = " ".join(f"--control {kind}=map.png,ready,model=FOLDER" for kind in str(facts["kind"]).split("+"))
     tags = ", ".join(json.dumps(condition) for condition in str(facts["condition"]).split("+"))
     lines = [
         "---",
@@ -43,6 +43,8 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
         "```",
         f"limn render --model {_short(facts['base'])} {asked} --prompt '…'",
         "```",
+        "",
+        "`FOLDER` is where this file lies, or the name on the hub that it is read under.",
         "",
         *_figures(measured, read_bounds(out)),
         *([f"![control, picture, truth]({SHEET})", ""] if sheets else []),
