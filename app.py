@@ -12,12 +12,14 @@ import typer
 
 from core.errors import LimnError
 from core.files import output_folder
+from pipelines.opening import OPENING, Opening, taking
 
 if TYPE_CHECKING:
     from web.service import Service
     from web.train_process import Trainings
 
 
+@taking(OPENING)
 def ui(
     *,
     model: Annotated[str, typer.Option("--model", help="The model that draws: 'toyland', a hub id or a diffusers folder.")] = "toyland",
@@ -29,13 +31,16 @@ def ui(
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures.")] = Path("outputs"),
     data: Annotated[Path, typer.Option("--data", help="Folder of the datasets; with --listen no other can be read.")] = Path("data"),
     runs: Annotated[Path, typer.Option("--runs", help="Folder for what is trained.")] = Path("runs"),
+    **options: Any,
 ) -> None:
     """Open the web page on 127.0.0.1."""
     from web.quick import without_collecting
     from web.server import check_access, private_cache, serve
 
-    login = check_access(listen, auth)
+    login, opening = check_access(listen, auth), Opening.asked(options)
     output_folder(out)
+    if opening != Opening():
+        opening.engine()  # what cannot be had is said now
     with private_cache(), contextlib.ExitStack() as ends:
         with without_collecting():
             from web.service import Service
@@ -43,7 +48,7 @@ def ui(
             from web.train_settings import Places
 
             trainings = ends.enter_context(contextlib.closing(Trainings(Places(runs, data, restricted=listen))))
-            service = Service(model, out)
+            service = Service(model, out, opening)
             page = build(service, trainings)
         serve(page, service, port=port, listen=listen, login=login)
 

@@ -5,9 +5,9 @@ import sys
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from batch.devices import AUTO, cores, devices, size_bytes
 from batch.doctor import Doctor
@@ -24,9 +24,7 @@ from batch.times import counted, duration
 from batch.work import OpenRenderer
 from batch.workers import warm
 from core.errors import BadRequest
-
-if TYPE_CHECKING:  # torch is heavy
-    from pipelines.residency import Memory
+from pipelines.opening import Opening
 
 MOST_SHOWN = 20
 FAILED, STOPPED, INTERRUPTED = 3, 4, 130  # exit codes: some jobs failed; a limit was reached; somebody asked to stop
@@ -52,24 +50,14 @@ class Options:
     exact: bool = False
     ray: str | None = None
     extractors: int | None = None
-    offload: str = "none"
-    storage: str = "as_computed"
-    quantise: str = "none"
-    attention: str | None = None
-
-    @property
-    def memory(self) -> "Memory | None":
-        """How the model lies in memory; None by default."""
-        from pipelines.residency import Memory
-
-        return Memory.asked(vars(self))
+    opening: Opening = field(default_factory=Opening)
 
 
 def render_source(source: Path, values: Mapping[str, Any], typed: Mapping[str, Any]) -> int:
     """`limn render SOURCE`; the exit code. values: the request's fields that were typed; typed: all options of the command by name."""
     bare = [text for text in typed["control"] or () if "=" not in text.partition(",")[0]]
-    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name != "control"}
-    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare})
+    asked = {name: typed[name] for name in Options.__dataclass_fields__ if name not in ("control", "opening")}
+    options = Options(**{**asked, "grid": typed["grid"] or (), "control": bare, "opening": Opening.asked(typed)})
     return render_batch(source, typed["out"], values, options, as_json=typed["as_json"])
 
 
@@ -85,7 +73,7 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     manifest = vary(manifest, [parse_axis(text) for text in options.grid])
     gate = Gate(options.best_of, options.min_fidelity)
     forked = _warmed(manifest, options)
-    memory = options.memory
+    memory = options.opening.memory
     doctor = Doctor(model, fetch=not options.dry_run, rounding=memory.rounding if memory else ())
     found = make_jobs(manifest.rows, doctor, gate)
     problems = sorted([*manifest.problems, *found.problems], key=lambda problem: problem.line)
@@ -124,11 +112,11 @@ def _settings(jobs: Sequence[Job], model: str, options: Options) -> Settings:
     from pipelines.engine import resolve
 
     opened = _opened(jobs, model)
-    found = devices(options.workers, size_bytes(resolve(opened)))
+    found = devices(options.workers, size_bytes(resolve(opened)), options.opening.device)
     workers = 0 if options.ray is not None and options.workers == AUTO else found.workers  # Ray knows its devices itself
     ahead = 0 if cores() <= 2 else min(8, cores() // max(1, workers))
     return Settings(
-        open_drawer=OpenRenderer(opened, threads=found.threads if workers else None, memory=options.memory),
+        open_drawer=OpenRenderer(opened, threads=found.threads if workers else None, **options.opening.arguments),
         workers=workers,
         ray=options.ray,
         extractors=ahead if options.extractors is None else options.extractors,

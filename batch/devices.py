@@ -20,13 +20,13 @@ class Devices:
     gpu: bool
 
 
-def devices(asked: str | int, weights_bytes: int = 0) -> Devices:
-    """What to draw with. asked: `auto`, or a number of processes; weights_bytes: of the model's files.
+def devices(asked: str | int, weights_bytes: int = 0, device: str | None = None) -> Devices:
+    """What to draw with. asked: `auto`, or a number of processes; weights_bytes: of the model's files; device: that is to compute, if told.
 
     `auto` is a process for each of several GPUs, and on the CPU one for each core with one thread, as far as memory goes: processes of one
     thread draw faster than threads of one process. It depends on the machine alone, so a run that goes on computes as it began.
     """
-    gpus = _gpus()
+    gpus = _gpus(device)
     if asked != AUTO:
         workers = int(asked)
     elif gpus:
@@ -58,7 +58,12 @@ def size_bytes(model: Path) -> int:
     return sum(path.stat().st_size for path in files)
 
 
-def _gpus() -> int:
+def _gpus(device: str | None) -> int:
+    """Accelerators to compute on: all of CUDA's, or the one that is told; MPS has one."""
+    if device == "cpu":
+        return 0
     import torch
 
-    return torch.cuda.device_count()
+    if device not in (None, "cuda"):
+        return 1
+    return torch.cuda.device_count() or int(torch.backends.mps.is_available())

@@ -1,7 +1,5 @@
 """The command line's words for batches: `limn render`'s options that go with a SOURCE, and the commands `status`, `report` and `verify`."""
 
-import inspect
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +7,7 @@ import typer
 
 from batch.devices import AUTO
 from core.errors import BadRequest
+from pipelines.opening import OPENING, Opening, taking
 
 SOURCE_HELP = "A manifest (.jsonl, .csv, .parquet), a row a request, or a folder of control pictures; without it one request is drawn."
 WORKERS_HELP = "Processes that draw; auto: one for each GPU, or core; 0: this one."
@@ -29,7 +28,7 @@ def _workers(text: str) -> str:
 
 Source = Annotated[Path | None, typer.Argument(help=SOURCE_HELP)]
 # name: (type with its option, default)
-_OPTIONS: dict[str, tuple[Any, Any]] = {
+OPTIONS: dict[str, tuple[Any, Any]] = {
     "defaults": (Annotated[Path | None, _option("--defaults", "YAML file: what rows leave out.", metavar="FILE.yaml")], None),
     "grid": (Annotated[list[str] | None, _option("--grid", "Repeatable: every row once for each value.", metavar="KEY=1..8|A,B")], None),
     "prompt_from": (Annotated[str | None, _option("--prompt-from", "For folders: txt (the file beside each picture) or name.")], None),
@@ -56,23 +55,11 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
     "retries": (Annotated[int, _option("--retries", "Of a job that failed by no fault of its row.", _REDRAW, min=0, max=100)], 1),
     "retry_failed": (Annotated[bool, _option("--retry-failed", "Draw again what failed in earlier runs.", _REDRAW)], False),
 }
-NAMES = frozenset(_OPTIONS)
+NAMES = frozenset(OPTIONS)
 _ALSO_SINGLE, _ONLY_SINGLE = {"best_of", "min_fidelity", "tries"}, {"tries"}
 
 _Batch = Annotated[str, typer.Argument(metavar="DIR", help="Output folder or address of a batch.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words.")]
-
-
-def accepted(command: Callable[..., Any]) -> Callable[..., Any]:
-    """A command that takes `**options` with the options of a batch in their place, as typer wants to see them."""
-    signature = inspect.signature(command)
-    own = [one for one in signature.parameters.values() if one.kind != inspect.Parameter.VAR_KEYWORD]
-    ours = [
-        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=value, annotation=kind) for name, (kind, value) in _OPTIONS.items()
-    ]
-    command.__signature__ = signature.replace(parameters=[*own, *ours])  # type: ignore[attr-defined]
-    command.__annotations__ |= {one.name: one.annotation for one in ours}
-    return command
 
 
 def refuse_misplaced(context: typer.Context, *, batch: bool) -> None:
@@ -99,13 +86,15 @@ def report(
     typer.echo(write(folder, rebuild=rebuild))
 
 
+@taking(OPENING)
 def verify(
     pictures: Annotated[list[Path], typer.Argument(metavar="PICTURE|DIR...", help="Pictures that Limn made.")],
     *,
     model: Annotated[str | None, typer.Option("--model", help="Draw with this model instead of the one that the record names.")] = None,
     as_json: _Json = False,
+    **options: Any,
 ) -> int:
     """Draw pictures again from their records and compare: every bit, or what differs and by how much."""
     from batch.verify import verify as compare
 
-    return compare(pictures, as_json=as_json, model=model)
+    return compare(pictures, as_json=as_json, model=model, opening=Opening.asked(options))

@@ -22,6 +22,7 @@ from core.errors import BadImage, BadRequest, UserError
 from core.images import decode
 from core.provenance import Record, read_record
 from core.request import ROWS_OWN, RenderRequest
+from pipelines.opening import Opening
 from renderer import Picture
 
 DIFFERENT = 3  # exit code
@@ -39,7 +40,7 @@ class Verdict:
     error: str = ""
 
 
-def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None) -> int:
+def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None, opening: Opening | None = None) -> int:
     """Prints a verdict for every picture; the exit code: 0 where all are equal. model: where the record's own lies now, or another.
 
     Raises:
@@ -52,7 +53,7 @@ def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None) ->
     if not found:
         raise BadRequest(f"{', '.join(map(str, paths))}: no picture that Limn made lies there")
     verdicts = []
-    for verdict in judge(found, model):
+    for verdict in judge(found, model, opening):
         verdicts.append(verdict)
         if as_json:
             print(json.dumps(_values(verdict)), flush=True)
@@ -67,10 +68,10 @@ def verify(paths: Sequence[Path], *, as_json: bool, model: str | None = None) ->
     return 0 if equal == len(verdicts) else DIFFERENT
 
 
-def judge(paths: Sequence[Path], model: str | None = None) -> Iterator[Verdict]:
+def judge(paths: Sequence[Path], model: str | None = None, opening: Opening | None = None) -> Iterator[Verdict]:
     """A verdict for every picture, drawn again on as many threads and in the same row of a batch as large as it was.
 
-    model: by default the one that each record names.
+    model: by default the one that each record names; opening: how it is opened, by default as this machine would.
     """
     drawer: Drawer | None = None
     for start in range(0, len(paths), RECORDS_HELD):
@@ -81,7 +82,7 @@ def judge(paths: Sequence[Path], model: str | None = None) -> Iterator[Verdict]:
             except UserError as error:
                 yield Verdict(path, False, error=str(error))
         if records:
-            drawer = drawer or OpenRenderer(next(iter(records.values())).request.model)(0)
+            drawer = drawer or OpenRenderer(next(iter(records.values())).request.model, **(opening or Opening()).arguments)(0)
             for some in redrawings(records):
                 yield from _judge_together(some, records, drawer)
 

@@ -3,7 +3,7 @@
 import json
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -11,14 +11,17 @@ from cli.options import Json, open_renderer, stream
 from core import terminal
 from core.errors import BadRequest
 from core.request import RenderRequest, build_request
+from pipelines.opening import OPENING, taking
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples" / "demo.json"
 
 
+@taking(OPENING)
 def demo(
     *,
     out: Annotated[Path, typer.Option("--out", help="Folder for the pictures and the contact sheet.")] = Path("outputs/demo"),
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Draw the shipped examples: every picture, its control maps, one contact sheet and the table of fidelity."""
     import numpy as np
@@ -29,7 +32,7 @@ def demo(
 
     started = time.perf_counter()
     requests = read_requests(EXAMPLES)
-    renderer = open_renderer(requests[0].model)
+    renderer = open_renderer(requests[0].model, options)
     found, strips, captions = [], [], []
     for number, request in enumerate(requests, 1):
         for picture in stream(renderer, request, f"example {number} of {len(requests)}"):

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from batch import options as batches
-from cli.options import DEFAULT, memory_of
+from cli.options import DEFAULT
 from cli.render import render, typed_fields
 from core.errors import BadRequest, UserError
 from core.request import build_request
+from pipelines.opening import Opening
 
 if TYPE_CHECKING:
     from pipelines.doctor import Finding
@@ -23,10 +24,8 @@ REQUEST_HELP = "A request as JSON, a list of them, or a picture that Limn has dr
 
 def doctor(context: typer.Context, **options: Any) -> int | None:
     """Say what will be wrong with a request before any weight is moved; the options are those of `limn render`."""
-    from pipelines.engine import Engine, choose_place
-
     asked = read_requests(options["request"]) if options["request"] else {}
-    typed, engine = typed_fields(context), Engine(choose_place(), memory_of(context))
+    typed, engine = typed_fields(context), Opening.asked(options).engine()
     several = isinstance(asked, list)
     requests = asked if isinstance(asked, list) else [asked]
     found = [(number, one) for number, values in enumerate(requests, 1) for one in _found(values | typed, engine, several)]

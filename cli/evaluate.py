@@ -2,13 +2,14 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from cli.options import DEFAULT, Json, help_of, pairs
 from core import terminal
 from core.errors import BadRequest
+from pipelines.opening import OPENING, Opening, taking
 from toyland import commands as toyland_commands
 
 app = typer.Typer(invoke_without_command=True, subcommand_metavar="[control ...]")
@@ -45,6 +46,7 @@ def evaluate(
 
 
 @app.command("control")
+@taking(OPENING)
 def evaluate_control(
     *,
     model: Annotated[str, typer.Option("--model", help=help_of("model"))] = DEFAULT.model,
@@ -64,6 +66,7 @@ def evaluate_control(
         "outputs/control"
     ),
     as_json: Json = False,
+    **options: Any,
 ) -> None:
     """Measure how well pictures obey their controls: floor, value and ceiling with intervals, and curves over weight and window."""
     from batch.rows import parse_size
@@ -82,6 +85,7 @@ def evaluate_control(
         seed=seed,
         sweep=sweep,
         fields={name: value for name, value in fields.items() if value is not None},
+        opening=Opening.asked(options),
     )
     if prompt is not None and pictures is None:
         raise BadRequest("--prompt goes with --pictures FOLDER: toyland's scenes have captions of their own")

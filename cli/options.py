@@ -1,6 +1,6 @@
 """What several commands say the same way: options of request fields, pairs of settings, the renderer and its bar."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -8,9 +8,9 @@ import typer
 from core import terminal
 from core.errors import BadRequest
 from core.request import RenderRequest
+from pipelines.opening import Opening
 
 if TYPE_CHECKING:
-    from pipelines.residency import Memory
     from renderer import Picture, Renderer
 
 DEFAULT = RenderRequest()
@@ -41,18 +41,11 @@ def pairs(settings: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def memory_of(context: typer.Context) -> "Memory | None":
-    """How the model is to lie in memory, by the options of the command."""
-    from pipelines.residency import Memory
-
-    return Memory.asked(context.params)
-
-
-def open_renderer(model: str, memory: "Memory | None" = None) -> "Renderer":
-    """A renderer with `model` loaded."""
+def open_renderer(model: str, typed: Mapping[str, Any]) -> "Renderer":
+    """A renderer with `model` loaded, opened as the command's options say."""
     from renderer import Renderer
 
-    return Renderer.open(model=model, memory=memory)
+    return Renderer.open(model, **Opening.asked(typed).arguments)
 
 
 def stream(renderer: "Renderer", request: RenderRequest, what: str = "steps") -> "Iterator[Picture]":

@@ -7,33 +7,25 @@ from typing import Annotated, Any
 import typer
 
 from batch import options as batches
-from cli.options import DEFAULT, Json, help_of, memory_of, open_renderer, option, pairs, stream
+from cli.options import DEFAULT, Json, help_of, open_renderer, option, pairs, stream
 from core import terminal
 from core.request import Hires, RenderRequest, Resize, Tiles, build_request
+from pipelines.opening import OPENING, taking
 
 SAMPLERS = (
     "euler, euler_ancestral, heun, dpm2, dpm2_ancestral, dpmpp_2m, dpmpp_2m_sde, dpmpp_3m_sde, dpmpp_sde, unipc, deis, "
     "ddim, ddpm, pndm, lcm or tcd"
 )
 SCHEDULES = "uniform, leading, trailing, sgm_uniform, simple, beta, karras, exponential or polyexponential"
-SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures and memory"
+SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures"
 HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
-OFFLOADS = "none, model (whole networks wait on the CPU), group (layer by layer) or sequential (least memory, slowest)"
-STORAGES = "as_computed or float8 (8 bits, spread out while they compute)"
-QUANTISED = "none, int8 (needs torchao), llm_int8 or nf4 (need bitsandbytes)"
-ATTENTION = "sdpa, flash, sage or xformers"
 INVERSION_HELP = "Begin from the init_image's own noise instead of noise from the seed; the prompt says what it shows."
 CONTROL_HELP = (
     "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
 )
 
 
-def lies(name: str, text: str) -> Any:
-    """An option that says how the model lies in memory; see `pipelines.residency.Memory`."""
-    return typer.Option(name, help=text, rich_help_panel=LARGER)
-
-
-@batches.accepted
+@taking(OPENING | batches.OPTIONS)
 def render(
     context: typer.Context,
     source: batches.Source = None,
@@ -71,10 +63,6 @@ def render(
     paste_back: Annotated[bool, option("paste_back", START, "--paste-back/--no-paste-back")] = DEFAULT.paste_back,
     hires: Annotated[str | None, option("hires", LARGER, metavar="SCALE|KEY=VALUE,…", help=HIRES_HELP)] = None,
     tile_vae: Annotated[Tiles, option("tile_vae", LARGER)] = DEFAULT.tile_vae,
-    offload: Annotated[str, lies("--offload", f"What waits on the CPU: {OFFLOADS}.")] = "none",
-    storage: Annotated[str, lies("--storage", f"In which numbers the weights are kept: {STORAGES}.")] = "as_computed",
-    quantise: Annotated[str, lies("--quantise", f"How matrices are rounded: {QUANTISED}.")] = "none",
-    attention: Annotated[str | None, lies("--attention", f"{ATTENTION}; by default the library's own.")] = None,
     **options: Any,
 ) -> int | None:
     """Draw pictures from a prompt and control images. What is left out takes the model's own default, where it has one."""
@@ -89,10 +77,10 @@ def render(
         from cli.chosen import render_chosen
 
         gate = Gate(options["best_of"], options["min_fidelity"])
-        renderer = open_renderer(request.model, memory_of(context))
+        renderer = open_renderer(request.model, options)
         return render_chosen(renderer, request, gate, Path(out), tries=options["tries"], as_json=as_json)
     started = time.perf_counter()
-    found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model, memory_of(context)), request)]
+    found = [(picture.save(out), picture.record) for picture in stream(open_renderer(request.model, options), request)]
     terminal.report(found, {"seconds": round(time.perf_counter() - started, 3)}, as_json)
     return None
 

@@ -21,6 +21,7 @@ from core.files import publish
 from core.images import encode_png
 from core.request import ControlUnit, Frozen, RenderRequest, build_request
 from evaluation.cases import Case, Cases
+from pipelines.opening import Opening
 from renderer import Renderer
 
 WEIGHTS = (0.25, 0.5, 0.75, 1.25, 1.5)  # beside 0 and 1, which are the floor and the value
@@ -45,7 +46,7 @@ class Settings:
     seed: int = 0
     sweep: int = 20
     fields: Mapping[str, Any] = field(default_factory=dict)
-    device: str | None = None
+    opening: Opening = field(default_factory=Opening)
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Bench:
         """
         self.settings, self.cases, self.folder = settings, cases, folder
         self.judges = {kind: _judge(kind, settings.model) for kind in settings.kinds}
-        self.renderer = Renderer.open(settings.model, settings.device)
+        self.renderer = Renderer.open(settings.model, **settings.opening.arguments)
 
     @cached_property
     def size(self) -> tuple[int, int]:

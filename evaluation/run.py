@@ -49,7 +49,7 @@ def evaluate(
     batches = [range(start, min(start + TOGETHER, len(cases))) for start in range(0, len(cases), TOGETHER)]
     left = [batch for batch in batches if not notes.done.keys() >= set(batch)]
     done = sum(map(len, batches)) - sum(map(len, left))
-    processes = workers or default_workers(choose_place(settings.device).device.type)
+    processes = workers or default_workers(choose_place(settings.opening.device).device.type)
     with tempfile.TemporaryDirectory() as folder:
         for found in _measured(settings, cases, Path(folder), left, processes):
             notes.add(found)
@@ -120,7 +120,7 @@ def _described(settings: Settings, cases: Cases) -> dict[str, Any]:
         **asdict(settings),
         "kinds": list(settings.kinds),
         **cases.described(),
-        "device": str(choose_place(settings.device).device),
+        "device": str(choose_place(settings.opening.device).device),
         "versions": library_versions(),
         "weights_sha256": weights,
     }

@@ -30,6 +30,7 @@ from training.features import beside, watched
 from training.gallery import Gallery
 from training.randomness import Draws
 from training.task import Run
+from training.waiting import waiting
 
 SHARES = (0.125, 0.375, 0.625, 0.875)  # of the times that the gap is measured at: the middles of four bins
 CERTAIN = 3.0  # standard errors above 0
@@ -72,6 +73,7 @@ class Monitor:
         self.task, self.config, self.out = task, config, out
         self.history = _read(out / FILE)
         self.gallery = Gallery(task, renderer, config.steps, config.guidance_scale, out)
+        self.waiting = waiting(task)
         self.board = Board(out / "tensorboard" if config.tensorboard else None, config.wandb, task.name)
 
     def __call__(self, run: Run) -> None:
@@ -94,7 +96,8 @@ class Monitor:
         with run.average.shown() if task is self.task else nullcontext():
             found = measure(task, run.step)
         if drawn:
-            found.fidelity, found.interval = self.gallery.draw(run)
+            with self.waiting.at_work():
+                found.fidelity, found.interval = self.gallery.draw(run)
         self.history = [*before, found]
         publish(self.out / FILE, "".join(json.dumps(vars(row)) + "\n" for row in self.history).encode())
         self._note(run, before, found)

@@ -120,6 +120,7 @@ def _train(config: ControlNetConfig, state: PartialState, task: ControlNetTask, 
         text = yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
         publish(config.train.out / "config.yaml", text.encode())
     monitor = Monitor(task, config.monitor, config.train.out, Renderer(engine, config.base))
+    monitor.waiting.rest()
 
     def after(run: Run) -> None:
         monitor(run)

@@ -16,6 +16,7 @@ from controls.prepare import load_map
 from core.control import Image
 from core.errors import Cancelled, LimnError, QueueFull
 from core.request import RenderRequest
+from pipelines.opening import Opening
 from renderer import Picture, Renderer, Step
 from web.doctor import Doctor
 
@@ -119,8 +120,8 @@ class Job:
 class Service:
     """Draws one request at a time, first come, first served."""
 
-    def __init__(self, model: str, out: Path) -> None:
-        self.model, self.out = model, out
+    def __init__(self, model: str, out: Path, opening: Opening | None = None) -> None:
+        self.model, self.out, self.opening = model, out, opening or Opening()
         self.trained: Callable[[], list[str]] = list  # ControlNets that were trained here
         self.asked = threading.Event()  # somebody has opened the page, or asked for a picture
         self.loaded = threading.Event()  # the first attempt at loading is over
@@ -245,7 +246,7 @@ class Service:
         """The renderer; loading is tried again after a failure, for the reason may be gone."""
         try:
             if self._renderer is None:
-                self._renderer = Renderer.open(self.model)
+                self._renderer = Renderer.open(self.model, **self.opening.arguments)
                 self._doctor = Doctor(self._renderer)
             self.problem = None
             return self._renderer

@@ -9,7 +9,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from batch.devices import AUTO, cores, devices
+from batch.devices import AUTO, Devices, cores, devices
 from batch.doctor import Doctor
 from batch.driver import Drive, Limits, Stop, Tally
 from batch.job import Job, make_jobs
@@ -202,3 +202,5 @@ def test_workers_by_the_machine() -> None:
     assert auto.gpu or auto.workers in (0, *range(2, cores() + 1))
     huge = devices(AUTO, weights_bytes=10**15)
     assert huge.gpu or huge.workers == 0, "models of which memory holds one are drawn with in this process"
+    assert not devices(AUTO, device="cpu").gpu
+    assert devices(AUTO, device="cuda:1") == Devices(workers=0, threads=None, gpu=True)

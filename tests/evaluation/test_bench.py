@@ -16,6 +16,7 @@ from evaluation import run
 from evaluation.bench import ENDS, WEIGHTS, Bench, Reading, Settings
 from evaluation.cases import Pictures, Scenes
 from evaluation.run import NOTES, evaluate
+from pipelines.opening import Opening
 from renderer import Renderer
 from tests import tinymodels
 from toyland.captions import caption
@@ -47,7 +48,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def test_every_setting_is_drawn_by_the_renderer_and_held_against_the_same_map(model: str, tmp_path: Path) -> None:
-    settings = Settings(model=model, kinds=("canny",), seeds=2, seed=40, sweep=1, fields=FIELDS, device="cpu")
+    settings = Settings(model=model, kinds=("canny",), seeds=2, seed=40, sweep=1, fields=FIELDS, opening=Opening("cpu"))
     bench = Bench(settings, Scenes(2), tmp_path)
     first, second = bench([0, 1]).values()
     assert [(reading.what, reading.at) for reading in first] == [
@@ -104,7 +105,7 @@ def test_a_folder_of_pictures_is_cut_as_the_renderer_cuts_controls(photos: Path)
 def test_a_run_that_was_stopped_goes_on_and_another_does_not(
     model: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = Settings(model=model, kinds=("canny",), sweep=0, fields=FIELDS, device="cpu")
+    settings = Settings(model=model, kinds=("canny",), sweep=0, fields=FIELDS, opening=Opening("cpu"))
     monkeypatch.setattr(run, "TOGETHER", 1)
     seen: list[int] = []
 

@@ -1,5 +1,6 @@
-"""How a model lies in memory, said on the command line: for one request, for a batch, and to the doctor."""
+"""Where a model computes, in which numbers, and how it lies in memory, said on the command line: to every command that opens one."""
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -7,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import cli
 from core.images import decode
 from core.provenance import read_record
+from pipelines import opening
 from pipelines.quantise import QUANTISED
 from pipelines.residency import ATTENTION, OFFLOADS, STORAGES, Memory
 from tests.cli.conftest import SIZE, limn
@@ -20,8 +21,8 @@ def drawn(folder: str) -> list[np.ndarray]:
 
 
 def test_help_names_them_all() -> None:
-    texts = {cli.render.OFFLOADS: OFFLOADS, cli.render.STORAGES: STORAGES, cli.render.ATTENTION: ATTENTION}
-    for text, names in (*texts.items(), (cli.render.QUANTISED, ("none", *QUANTISED))):
+    texts = {opening.OFFLOADS: OFFLOADS, opening.STORAGES: STORAGES, opening.ATTENTION: ATTENTION}
+    for text, names in (*texts.items(), (opening.QUANTISED, ("none", *QUANTISED))):
         assert re.split(", | or ", re.sub(r" \([^)]*\)", "", text)) == list(names)
 
 
@@ -46,10 +47,12 @@ def test_rounding_is_recorded_and_counts_as_another_job(house: Path) -> None:
     assert not np.array_equal(*map(decode, paths))
 
 
-@pytest.mark.parametrize("command", ["render", "doctor"])
+@pytest.mark.parametrize("command", [("render", *SIZE), ("doctor", *SIZE), ("ui",), ("evaluate", "control", "--count", "1")], ids=" ".join)
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (("--device", "tpu"), "device 'tpu' is not on this machine: use one of "),
+        (("--dtype", "float8"), "unknown dtype 'float8': did you mean"),
         (("--offload", "grup"), "unknown offload 'grup': did you mean 'group'?"),
         (("--storage", "float88"), "unknown storage 'float88': did you mean 'float8'?"),
         (("--quantise", "nf5"), "unknown quantise 'nf5': did you mean 'nf4'?"),
@@ -59,9 +62,9 @@ def test_rounding_is_recorded_and_counts_as_another_job(house: Path) -> None:
     ],
 )
 def test_what_cannot_be_is_one_line(
-    house: Path, command: str, options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
+    house: Path, command: tuple[str, ...], options: tuple[str, ...], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert limn(command, "--model", house / "base", *SIZE, *options) == 2
+    assert limn(*command, "--model", house / "base", *options) == 2
     said = capsys.readouterr().err
     assert says in said
     assert said.count("\n") == 1
@@ -71,3 +74,24 @@ def test_only_what_differs_counts() -> None:
     values = {"offload": "none", "storage": "as_computed", "quantise": "none", "attention": None, "seed": 3}
     assert Memory.asked(values) is None
     assert Memory.asked(values | {"offload": "group"}) == Memory(offload="group")
+
+
+@pytest.mark.parametrize("command", [("render", "jobs.jsonl"), ("render", "-p", "a cube")], ids=["batch", "single"])
+def test_numbers_are_chosen_recorded_and_needed_to_draw_again(house: Path, command: tuple[str, ...]) -> None:
+    Path("jobs.jsonl").write_text(json.dumps({"prompt": "a cube", "size": "64x64", "steps": 2}))
+    size = SIZE if "-p" in command else ()
+    assert limn(*command, "--model", house / "base", *size, "--device", "cpu", "--dtype", "bfloat16", "--out", "half") == 0
+    (path,) = Path("half").glob("*.png")
+    assert read_record(path).dtype == "bfloat16"
+    assert limn("verify", path, "--dtype", "bfloat16") == 0
+    assert limn("verify", path) == 3
+
+
+def test_the_page_opens_its_model_so(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[opening.Opening] = []
+    monkeypatch.setattr("web.server.private_cache", contextlib.nullcontext)
+    monkeypatch.setattr("app.build", lambda service, trainings: opened.append(service.opening))
+    monkeypatch.setattr("web.server.serve", lambda page, service, **options: None)
+    assert limn("ui", "--model", house / "base", "--dtype", "bfloat16", "--offload", "group") == 0
+    assert opened == [opening.Opening(dtype="bfloat16", offload="group")]
+    assert opened[0].arguments == {"device": None, "dtype": "bfloat16", "memory": Memory(offload="group")}
