@@ -113,7 +113,7 @@ class RewardConfig(Frozen):
 class MonitorConfig(Frozen):
     """What is measured while a ControlNet is trained, and how often."""
 
-    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
+    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0: only where the samples are drawn")
     samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
     fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
     steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
@@ -125,6 +125,8 @@ class MonitorConfig(Frozen):
     def _others_to_shuffle(self) -> "MonitorConfig":
         if self.samples == 1:
             raise ValueError("samples 1: a sample is also measured against another's condition; give 2 or more, or 0 to measure none")
+        if self.fidelity_every and not self.samples:
+            raise ValueError(f"fidelity_every {self.fidelity_every} draws samples, and samples is 0: give 2 or more")
         return self
 
 

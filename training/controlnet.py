@@ -24,7 +24,7 @@ from training.steering import HINT_CHANNELS as HINT_CHANNELS
 from training.steering import Steering, check_silent
 from training.texts import Texts
 
-Export = Callable[[Path, Any], None]
+Export = Callable[[Path, Any, int | None], None]
 
 
 def new_controlnet(unet: UNet2DConditionModel, cell_px: int = 8, hint_channels: Sequence[int] = HINT_CHANNELS) -> ControlNetModel:
@@ -136,9 +136,13 @@ class ControlNetTask:
         net.load_state_dict(weights["controlnet"])
         return net
 
-    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        """A diffusers ControlNet folder, and what `write` makes beside it."""
-        (self.write or write_folder)(folder, self.finished(ema))
+    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]], step: int | None = None) -> None:
+        """A diffusers ControlNet folder, and what `write` makes beside it. step: that the weights are of, where it is not the last."""
+        net = self.finished(ema)
+        if self.write is None:
+            write_folder(folder, net)
+        else:
+            self.write(folder, net, step)
 
     def _conditions(self, indices: list[int]) -> Tensor:
         if self.conditions is None:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ from training.further import load_controlnet as load_controlnet
 from training.hub import located
 from training.monitor import Monitor
 from training.objectives import Objective
+from training.offered import offer
 from training.optimiser import check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
@@ -42,6 +44,7 @@ from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
 LOCK = "train.lock"  # in the run's folder
+PATIENCE = timedelta(days=1)  # one process draws the samples and encodes captions; NCCL would give the others up after ten minutes
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -85,8 +88,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:
 
 
 def main(path: Path, overrides: Sequence[str] = ()) -> Run:
-    """What `limn train` calls."""
-    return train_controlnet(read_config(path, overrides))
+    """What `limn train` calls: trains, and gives the result its name in `limn models`."""
+    run = train_controlnet(read_config(path, overrides))
+    if run.main and (name := offer(run.config.out / "weights")):
+        run.say(f"{run.task.name}: listed by limn models, and drawn with, as {name}")
+    return run
 
 
 def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) -> Run:
@@ -99,7 +105,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
-    state = PartialState(cpu=config.train.on_cpu)
+    state = PartialState(cpu=config.train.on_cpu, timeout=PATIENCE)
     check_sharding(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
@@ -170,7 +176,9 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
     shift, scale = shift_and_scale(vae, base.place.device)
+    offset = float(shift * scale) if base.name == "sd3" else 0.0
     name = f"controlnet-{config.data.title}"
+    kind = "+".join(control.name if control else "KIND" for control in loader.controls)
     return ControlNetTask(
         net=net,
         base=base,
@@ -187,12 +195,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(
-            name,
-            config.model_copy(update={"data": given}),
-            len(pairs),
-            "+".join(control.name if control else "KIND" for control in loader.controls),
-        ),
+        write=Exporter(name.replace("/", "-"), config.model_copy(update={"data": given}), len(pairs), kind, offset),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
@@ -233,17 +236,21 @@ def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
 
 @dataclass
 class Exporter:
-    """Writes a finished ControlNet: its folder, and in it the single file and the model card."""
+    """Writes a ControlNet as it is after some step: its folder, and in it the single file and the model card.
+
+    name: of the single file, without a folder's slash. shift: of SD3's latents, for the single file.
+    """
 
     name: str
     config: ControlNetConfig
     pairs: int
     kind: str
+    shift: float = 0.0
 
-    def __call__(self, folder: Path, net: Any) -> None:
+    def __call__(self, folder: Path, net: Any, step: int | None) -> None:
         write_folder(folder, net, self.config.weights)
         if self.config.single_file and has_single_file(net):
-            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
+            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights, self.shift)
         train, data = self.config.train, self.config.data
-        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
+        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": step or train.steps}
         write_card(folder, self.name, facts, self.config.model_dump(mode="json"), train.out)

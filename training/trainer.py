@@ -6,7 +6,9 @@ same whatever the processes and micro-batches are, and so are the weights, to ro
 
 import errno
 import math
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -228,9 +230,12 @@ class _Trainer:
         return dict(zip(meter, values.tolist(), strict=True))
 
     def _memory(self) -> dict[str, float]:
-        """The accelerator's peak so far, in GiB."""
+        """The accelerator's peak so far, in GiB; on a CPU this process's."""
         device = self.accelerator.device
-        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+        if device.type == "cuda":
+            return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; macOS counts bytes
+        return {"memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)} if device.type == "cpu" else {}
 
     def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
         """What any process wants, all do: a signal and a clock do not reach them at the same step."""
