@@ -46,7 +46,7 @@ class Optimiser:
         self.parameters = dict(parameters)
         unused = [prefix for prefix in config.learning_rate_factors if not any(name.startswith(prefix) for name in parameters)]
         if unused:
-            names = ", ".join(sorted({name.split(".")[0] for name in parameters}))
+            names = ", ".join(dict.fromkeys(".".join(name.split(".")[: min(2, name.count("."))]) for name in parameters))
             raise BadRequest(f"learning_rate_factors {unused[0]!r} fits no trainable parameter: names start with {names}")
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
@@ -134,7 +134,8 @@ def _made(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
         case "lion":
             return Lion(groups, rate, betas)
         case "adafactor":
-            return torch.optim.Adafactor(groups, lr=rate)
+            # a step is the rate times a parameter's size, at least the second ε: 1, for the usual 0.001 holds zero layers at zero
+            return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
         case "adamw8bit":
             import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
 
@@ -179,10 +180,11 @@ class Lion(torch.optim.Optimizer):
 class Average:
     """Exponential moving average of the parameters, with a warm-up so that short runs are not held back by the first weights."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, on_cpu: bool = False) -> None:
         self.decay = decay
         self.live = dict(parameters)
-        self.tensors = {name: p.detach().clone() for name, p in self.live.items()} if decay else {}
+        copied = {name: p.detach().to("cpu", copy=True) if on_cpu else p.detach().clone() for name, p in self.live.items() if decay}
+        self.tensors: dict[str, Tensor] = copied
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -193,6 +195,7 @@ class Average:
         if self.tensors:
             decay = min(self.decay, (2 + step) / (11 + step))
             averages, live = ([mine(tensor) for tensor in tensors] for tensors in (self.tensors.values(), map(self._live, self.tensors)))
+            live = [tensor.to(average.device) for average, tensor in zip(averages, live, strict=True)]
             torch._foreach_lerp_(averages, live, 1 - decay)
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:

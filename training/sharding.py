@@ -30,6 +30,8 @@ def check_sharding(config: TrainConfig, processes: int) -> None:
         raise BadRequest(f"{asked} with train.compile: choose one of them")
     if config.precision == "fp16":
         raise BadRequest(f"{asked} with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
+    if config.ema_on_cpu and config.sharding == "fsdp":
+        raise BadRequest(f"{asked} with train.ema_on_cpu: every process keeps its shard of the average; leave one of them out")
     if config.sharding == "zero" and find_spec("deepspeed") is None:
         raise BadRequest(f"{asked} needs deepspeed, which is not installed: pip install deepspeed")
 
