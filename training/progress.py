@@ -10,6 +10,8 @@ from types import TracebackType
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from core.files import publish
+
 LINE_EVERY_S = 10.0
 SMOOTHING = 0.98  # per step; the shown loss averages over some fifty steps
 
@@ -24,10 +26,25 @@ class Reporter:
         self.began = time.monotonic()
         self.loss: float | None = None
         self.last_step, self.last_time = start, self.began
+        if not quiet:
+            self._go_on()
         self.bar: Progress | None = None
         if sys.stdout.isatty() and not quiet:
             self.bar = _bar(TextColumn("{task.fields[said]}", markup=False))
             self.task = self.bar.add_task(name, total=steps, completed=start, said="")
+
+    def _go_on(self) -> None:
+        """Steps that a cut run logged and did not save come again: their rows go, and the shown loss goes on from the others."""
+        try:
+            lines = self.path.read_text().splitlines(keepends=True)
+            steps = [json.loads(line)["step"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        kept = [line for line, step in zip(lines, steps, strict=True) if step <= self.start]
+        if kept:
+            self.loss = json.loads(kept[-1]).get("loss_smooth")
+        if len(kept) < len(lines):
+            publish(self.path, "".join(kept).encode())
 
     def __enter__(self) -> "Reporter":
         if self.bar:

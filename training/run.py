@@ -1,6 +1,6 @@
 """`limn train CONFIG [key=value …]`: from a YAML file to a ControlNet folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,6 +41,8 @@ from training.texts import SizesTold, cached_texts
 from training.trainer import OnStep, Run, train
 
 LOCK = "train.lock"  # in the run's folder
+# what a resumed run may change without its weights becoming others; the trainer speaks for `train` itself
+RESULT_KEEPS = {"train", "monitor", "cache", "cache_batch", "weights", "single_file", "push", "gradient_checkpointing"}
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -177,11 +179,20 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
+        told=flat(config.model_dump(mode="json", exclude=RESULT_KEEPS)),
         write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
     )
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings under names with dots, as on the command line."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= {f"{name}.{inner}": one for inner, one in flat(value).items()} if isinstance(value, dict) and value else {name: value}
+    return out
 
 
 def _check_base(path: Path) -> None:
