@@ -35,10 +35,10 @@ from training.objectives import Objective
 from training.optimiser import check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
-from training.sharding import check_sharding
+from training.sharding import check_launcher, check_sharding
 from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
-from training.trainer import OnStep, Run, train
+from training.trainer import OnStep, Run, check_resume, train
 
 LOCK = "train.lock"  # in the run's folder
 # what a resumed run may change without its weights becoming others; the trainer speaks for `train` itself
@@ -100,12 +100,14 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
+    check_launcher()
     state = PartialState(cpu=config.train.on_cpu)
     check_sharding(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
     if state.is_main_process:
         check_free(*lock)
+        check_resume(config.train)  # said before the cache is made
     task = build_task(config, state, engine)
     with held(*lock) if state.is_main_process else nullcontext():
         return _train(config, state, task, engine, on_step)

@@ -67,6 +67,16 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         raise OutOfMemory(_smaller(task, config, accelerator)) from None
 
 
+def check_resume(config: TrainConfig) -> None:
+    """Raises BadRequest if there is a checkpoint where there must be none, or none where there must be one."""
+    folder = config.out / "checkpoints"
+    standing = checkpoints.steps(folder)
+    if config.resume == "never" and standing:
+        raise BadRequest(f"{folder} holds a checkpoint of step {standing[-1]} and resume is never: use another `out` or resume=auto")
+    if config.resume == "must" and not standing:
+        raise BadRequest(f"{folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
+
+
 class _Trainer:
     def __init__(self, task: Task, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
@@ -249,7 +259,7 @@ class _Trainer:
         """Goes back to the newest whole checkpoint, which the main process chooses: its step, the samples consumed, what to say."""
         found, notes = None, list[str]()
         if self.accelerator.is_main_process:
-            self._check_resume()
+            check_resume(self.config)
             found, notes = checkpoints.newest_whole(self.folder)
         if self.accelerator.num_processes > 1:
             (chosen,) = broadcast_object_list([found.step if found else None])
@@ -262,15 +272,6 @@ class _Trainer:
         now = self.config.model_dump(mode="json", exclude=HARMLESS) | {"samples": len(self.task)} | self.settings
         notes += [f"{name} was {was[name]}, is now {value}" for name, value in now.items() if was.get(name, value) != value]
         return found.step, int(found.state["consumed"]), notes
-
-    def _check_resume(self) -> None:
-        standing = checkpoints.steps(self.folder)
-        if self.config.resume == "never" and standing:
-            raise BadRequest(
-                f"{self.folder} holds a checkpoint of step {standing[-1]} and resume is never: use another `out` or resume=auto"
-            )
-        if self.config.resume == "must" and not standing:
-            raise BadRequest(f"{self.folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
 
     def _restore(self, found: checkpoints.Checkpoint) -> None:
         if found.state["task"] != self.task.name:

@@ -277,3 +277,9 @@ def test_extracted_conditions_are_cached_and_equal_those_that_are_read(base: Pat
     for row, index in enumerate((1, 11)):
         assert torch.equal(batch["condition"][row], condition_to_tensor(task.loader.condition(task.pairs[index])))
     assert torch.equal(batch["condition"][1], batch["condition"][0].flip(-1))
+
+
+def test_a_resume_without_a_checkpoint_is_refused_before_the_cache_is_made(base: Path, dataset: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="holds no checkpoint and resume is must"):
+        train_controlnet(config(base, dataset, tmp_path / "run", cache=tmp_path / "cache", train={"resume": "must"}))
+    assert list(tmp_path.iterdir()) == []
