@@ -1,7 +1,7 @@
 """The optimiser, its learning rate as a function of the step, its state as named tensors, and the average of the weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +26,14 @@ def check_optimiser(config: TrainConfig) -> None:
         raise BadRequest(f"optimiser {config.optimiser} needs {library}, which is not installed: pip install {library}")
 
 
+def check_factors(config: TrainConfig, names: Collection[str]) -> None:
+    """Raises BadRequest if a key of `learning_rate_factors` fits none of the parameters' names."""
+    for prefix in config.learning_rate_factors:
+        if not any(name.startswith(prefix) for name in names):
+            known = ", ".join(dict.fromkeys(".".join(name.split(".")[: min(2, name.count("."))]) for name in names))
+            raise BadRequest(f"learning_rate_factors {prefix!r} fits no trainable parameter: names start with {known}")
+
+
 def rate(config: TrainConfig, step: int) -> float:
     """The learning rate of optimiser step `step`, counted from 0."""
     if step < config.warmup:
@@ -44,10 +52,7 @@ class Optimiser:
         """Raises BadRequest if a key of `learning_rate_factors` fits no parameter."""
         self.config = config
         self.parameters = dict(parameters)
-        unused = [prefix for prefix in config.learning_rate_factors if not any(name.startswith(prefix) for name in parameters)]
-        if unused:
-            names = ", ".join(dict.fromkeys(".".join(name.split(".")[: min(2, name.count("."))]) for name in parameters))
-            raise BadRequest(f"learning_rate_factors {unused[0]!r} fits no trainable parameter: names start with {names}")
+        check_factors(config, parameters)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             decay = config.weight_decay if parameter.ndim > 1 else 0.0

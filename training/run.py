@@ -32,13 +32,13 @@ from training.data import Loader, Pair, read_pairs
 from training.export import has_single_file, write_folder, write_single_file
 from training.monitor import Monitor
 from training.objectives import Objective
-from training.optimiser import check_optimiser
+from training.optimiser import check_factors, check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
 from training.sharding import check_launcher, check_sharding
 from training.steering import Steering, steering
 from training.texts import SizesTold, cached_texts
-from training.trainer import OnStep, Run, check_resume, train
+from training.trainer import OnStep, Run, check_resume, micro_batch, train
 
 LOCK = "train.lock"  # in the run's folder
 # what a resumed run may change without its weights becoming others; the trainer speaks for `train` itself
@@ -103,6 +103,7 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_launcher()
     state = PartialState(cpu=config.train.on_cpu)
     check_sharding(config.train, state.num_processes)
+    micro_batch(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
     if state.is_main_process:
@@ -147,6 +148,10 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
         net = control.new() if config.init is None else load_controlnet(base, config.init, control)
     net.register_to_config(**loader.told())
+    # what is refused is refused before the cache is made
+    check_factors(config.train, [f"controlnet.{name}" for name, parameter in net.named_parameters() if parameter.requires_grad])
+    shift_here = base.shift(config.data.width, config.data.height).factor
+    objective = Objective(base.path, base.parameterisation, config.objective, shift_here)
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
@@ -169,7 +174,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         net=net,
         base=base,
         steering=control,
-        objective=Objective(base.path, base.parameterisation, config.objective, base.shift(config.data.width, config.data.height).factor),
+        objective=objective,
         pairs=pairs,
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),

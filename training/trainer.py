@@ -67,6 +67,21 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         raise OutOfMemory(_smaller(task, config, accelerator)) from None
 
 
+def micro_batch(config: TrainConfig, processes: int) -> int:
+    """How many samples a process has at once.
+
+    Raises:
+        BadRequest: the batch does not split over them.
+    """
+    share = config.accumulation * processes
+    if config.batch_size % share:
+        raise BadRequest(
+            f"batch_size {config.batch_size} does not split over {processes} processes × {config.accumulation} micro-batches: "
+            f"make it a multiple of {share}"
+        )
+    return config.batch_size // share
+
+
 def check_resume(config: TrainConfig) -> None:
     """Raises BadRequest if there is a checkpoint where there must be none, or none where there must be one."""
     folder = config.out / "checkpoints"
@@ -80,15 +95,9 @@ def check_resume(config: TrainConfig) -> None:
 class _Trainer:
     def __init__(self, task: Task, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
-        share = config.accumulation * accelerator.num_processes
-        if config.batch_size % share:
-            raise BadRequest(
-                f"batch_size {config.batch_size} does not split over {accelerator.num_processes} processes × {config.accumulation} "
-                f"micro-batches: make it a multiple of {share}"
-            )
         if not len(task):
             raise BadRequest(f"task {task.name!r} has no samples to train on")
-        self.micro = config.batch_size // share
+        self.micro = micro_batch(config, accelerator.num_processes)
         self.order = _order(task, config)
         self.settings = task.settings() if isinstance(task, WithSettings) else {}
         self.folder = config.out / "checkpoints"
