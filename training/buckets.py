@@ -72,6 +72,10 @@ class BucketOrder:
         self._epoch = -1
         self._plan: NDArray[np.int64] = np.empty(0, np.int64)
 
+    def begin(self, consumed: int) -> int:
+        """The counter that a run goes on from after so many samples: a batch's first, also where the batch had another size before."""
+        return -(-consumed // self.batch_size) * self.batch_size
+
     def indices(self, counters: Sequence[int]) -> list[int]:
         """The sample index for each counter."""
         return [int(self._of(counter // self.length)[counter % self.length]) for counter in counters]

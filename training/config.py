@@ -9,7 +9,7 @@ from core.request import Frozen
 from training.pairs import DataConfig
 
 # settings that a resumed run may change and still equal an uninterrupted one
-HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every"}
+HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every", "ema_on_cpu"}
 
 HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
 
@@ -26,7 +26,8 @@ class TrainConfig(Frozen):
     batch_size: int = Field(16, ge=1, description="samples per optimiser step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches that a process makes of its share of the batch")
     optimiser: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"] = Field(
-        "adamw", description="adamw8bit needs bitsandbytes, prodigy prodigyopt; lion wants a rate 3 to 10 times lower, prodigy 1"
+        "adamw",
+        description="adamw8bit needs bitsandbytes, prodigy prodigyopt; lion wants 3 to 10 times lower rates than adamw, prodigy 1",
     )
     learning_rate: float = Field(1e-4, gt=0.0, description="peak rate of the optimiser")
     learning_rate_factors: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
@@ -38,6 +39,7 @@ class TrainConfig(Frozen):
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW, Lion and Prodigy")
     clip: float = Field(1.0, gt=0.0, description="limit of the gradient's global norm")
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
+    ema_on_cpu: bool = Field(False, description="keep the averaged weights in the host's memory")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")
     precision: Precision = Field("fp32", description="of the forward pass; weights and optimiser stay fp32, fp16 scales the loss")
     sharding: Literal["none", "fsdp", "zero"] = Field(
@@ -64,6 +66,10 @@ class TrainConfig(Frozen):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
         if self.warmup >= self.steps and self.schedule != "constant":
             raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps for the {self.schedule} schedule")
+        if self.optimiser == "prodigy" and (other := set(self.learning_rate_factors.values()) - {0.0, 1.0}):
+            raise ValueError(
+                f"learning_rate_factors {min(other):g}: prodigy finds one rate for all; give 0, which holds a part, or leave it out"
+            )
         return self
 
     @property

@@ -17,6 +17,7 @@ from torch import Tensor
 from core.files import publish, sha256_file
 from pipelines.family import Family
 from pipelines.images import picture_to_tensor
+from pipelines.memory import explained
 from training import cache
 from training.buckets import CELL_PX, Size, bucket_levels, fitting
 from training.data import Loader
@@ -25,6 +26,7 @@ from training.progress import counting
 
 Say = Callable[[str], None]
 TIMED = 4  # rows of a cache that are timed before the rest is announced
+SAID_FROM = 2**30  # bytes of a cache, below which nobody waits for its check
 
 
 def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
@@ -177,17 +179,23 @@ def _by_size(pairs: Sequence[Pair], loader: Loader, rows_of: Callable[[Size, lis
 
 def _cached(folder: Path, keys: list[str], compute: cache.Compute, batch: int, state: PartialState) -> cache.Rows:
     """The rows of `keys`, those that are missing computed by all processes together, after saying how long and how large."""
+    kind, main = folder.name.partition("-")[0], state.is_main_process
     todo = cache.missing(folder, keys)
     state.wait_for_everyone()  # nobody publishes before everybody has seen the same gaps
     mine = todo[state.process_index :: state.num_processes]
     if mine:
-        kind = folder.name.partition("-")[0]
-        if state.is_main_process and len(mine) > TIMED:
-            _announce(kind, len(todo), len(mine), lambda: compute(mine[:TIMED]))
-        with counting(f"caching {kind}", len(mine), quiet=not state.is_main_process) as progress:
+        remedy = f"set cache_batch={batch // 2}" if kind == "moments" and batch > 1 else "set a smaller data.width and data.height"
+        memory = explained(f"on {state.device.type} to cache {kind} in batches of {batch}", remedy)
+        with memory, counting(f"caching {kind}", len(mine), quiet=not main) as progress:
+            if main and len(mine) > TIMED:
+                _announce(kind, len(todo), len(mine), lambda: compute(mine[:TIMED]))
             cache.build(folder, [keys[row] for row in mine], lambda rows: compute([mine[row] for row in rows]), batch, progress)
     state.wait_for_everyone()
-    return cache.Rows(folder, keys)
+    rows = cache.Rows(folder, keys)
+    with counting(f"checking {kind}, shard", len(keys), quiet=not main or rows.bytes < SAID_FROM) as progress:
+        rows.check(progress, part=state.process_index, parts=state.num_processes)
+    state.wait_for_everyone()
+    return rows
 
 
 def _announce(kind: str, rows: int, mine: int, sample: Callable[[], Tensor]) -> None:

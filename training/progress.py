@@ -12,6 +12,8 @@ from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.text import Text
 
+from core.files import publish
+
 LINE_EVERY_S = 10.0
 SMOOTHING = 0.98  # per step; the shown loss averages over some fifty steps
 
@@ -26,11 +28,26 @@ class Reporter:
         self.began = time.monotonic()
         self.loss: float | None = None
         self.last_step, self.last_time = start, self.began
+        if not quiet:
+            self._go_on()
         self.bar: _WithFigures | None = None
         if sys.stdout.isatty() and not quiet:
             shown = (_TITLE, BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
             self.bar = _WithFigures(*shown)
             self.task = self.bar.add_task(name, total=steps, completed=start)
+
+    def _go_on(self) -> None:
+        """Steps that a cut run logged and did not save come again: their rows go, and the shown loss goes on from the others."""
+        try:
+            lines = self.path.read_text().splitlines(keepends=True)
+            steps = [json.loads(line)["step"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        kept = [line for line, step in zip(lines, steps, strict=True) if step <= self.start]
+        if kept:
+            self.loss = json.loads(kept[-1]).get("loss_smooth")
+        if len(kept) < len(lines):
+            publish(self.path, "".join(kept).encode())
 
     def __enter__(self) -> "Reporter":
         if self.bar:

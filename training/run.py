@@ -1,6 +1,6 @@
 """`limn train CONFIG [key=value …]`: from a YAML file to a ControlNet folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -35,16 +35,18 @@ from training.hub import located
 from training.monitor import Monitor
 from training.objectives import Objective
 from training.offered import offer
-from training.optimiser import check_optimiser
+from training.optimiser import check_factors, check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
-from training.sharding import check_sharding
+from training.sharding import check_launcher, check_sharding
 from training.steering import steering
 from training.texts import SizesTold, cached_texts
-from training.trainer import OnStep, Run, train
+from training.trainer import OnStep, Run, check_resume, micro_batch, train
 
 LOCK = "train.lock"  # in the run's folder
 PATIENCE = timedelta(days=1)  # one process draws the samples and encodes captions; NCCL would give the others up after ten minutes
+# what a resumed run may change without its weights becoming others; the trainer speaks for `train` itself
+RESULT_KEEPS = {"train", "monitor", "cache", "cache_batch", "weights", "single_file", "push", "gradient_checkpointing"}
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -105,12 +107,15 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
+    check_launcher()
     state = PartialState(cpu=config.train.on_cpu, timeout=PATIENCE)
     check_sharding(config.train, state.num_processes)
+    micro_batch(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
     if state.is_main_process:
         check_free(*lock)
+        check_resume(config.train)  # said before the cache is made
     task = build_task(config, state, engine)
     with held(*lock) if state.is_main_process else nullcontext():
         return _train(config, state, task, engine, on_step)
@@ -138,7 +143,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
     _check_base(path := resolve(config.base))
     models = engine or Engine(place_of(config, state))
-    given = config.data
+    public, given = config, config.data  # as it was typed: a name on the hub, no folder of this machine
     with state.main_process_first():
         config = config.model_copy(update={"data": given.model_copy(update={"folder": located(given.folder)})})
     pairs = read_pairs(config.data)
@@ -158,6 +163,10 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
         net = control.new() if config.init is None else load_controlnet(base, config.init, control, config.blocks)
     net.register_to_config(**loader.told())
+    # what is refused is refused before the cache is made
+    check_factors(config.train, [f"controlnet.{name}" for name, parameter in net.named_parameters() if parameter.requires_grad])
+    shift_here = base.shift(config.data.width, config.data.height).factor
+    objective = Objective(base.path, base.parameterisation, config.objective, shift_here)
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
@@ -183,7 +192,7 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         net=net,
         base=base,
         steering=control,
-        objective=Objective(base.path, base.parameterisation, config.objective, base.shift(config.data.width, config.data.height).factor),
+        objective=objective,
         pairs=pairs,
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
@@ -195,11 +204,20 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(name.replace("/", "-"), config.model_copy(update={"data": given}), len(pairs), kind, offset),
+        told=flat(public.model_dump(mode="json", exclude=RESULT_KEEPS)),
+        write=Exporter(name.replace("/", "-"), public, len(pairs), kind, offset),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
     )
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings under names with dots, as on the command line."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= {f"{name}.{inner}": one for inner, one in flat(value).items()} if isinstance(value, dict) and value else {name: value}
+    return out
 
 
 def _check_base(path: Path) -> None:

@@ -23,6 +23,7 @@ from training.controlnet import ControlNetTask
 from training.randomness import Draws
 from training.run import ControlNetConfig, build_task, train_controlnet
 from training.steering import steering, zero_layers
+from training.texts import cached_texts
 
 BASES: dict[str, Callable[[Path], Path]] = {
     "sd": tinymodels.build_base,
@@ -166,6 +167,25 @@ def test_flow_times_are_shifted_by_the_size_of_the_pictures(task: ControlNetTask
         assert objective.shift == task.base.shift(16 * side, 8 * side).factor
         shifts.append(objective.shift)
     assert (shifts[0] < shifts[1]) == (task.base.name == "flux")  # the others' shift is one for all sizes
+
+
+def test_long_captions_end_with_each_encoder_s_window(folder: Path, tmp_path: Path) -> None:
+    """As diffusers cuts them: what CLIP has beyond its first window takes nothing from T5."""
+    base = Engine(PLACE).base(folder)
+    PartialState(cpu=True)
+    long = "a red sphere left of a blue cube on grass at sunset " * 20
+    found = cached_texts(tmp_path, [long, "a red sphere"], base, Drawing(64, 64, 3.5), {})
+    for name, rows in found.rows.items():
+        wanted = getattr(base.encode_prompt("a red sphere"), name)
+        assert torch.equal(rows[[1]], wanted)
+        assert rows[[0]].shape == wanted.shape
+    tokens, whole = found.rows["tokens_BLD"][[0]], base.encode_prompt(long).tokens_BLD
+    filler = base.encode_prompt("").filler
+    window = tokens.shape[1] if filler is None else filler().shape[1]
+    assert torch.equal(tokens[:, :window], whole[:, :window])
+    rest = tokens.shape[1] - window
+    assert (rest > 0) == (base.name == "sd3")
+    assert torch.equal(tokens[:, window:], whole[:, whole.shape[1] - rest :])
 
 
 def test_blocks_that_are_not_there_are_refused(folder: Path) -> None:
