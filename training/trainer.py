@@ -6,6 +6,7 @@ same whatever the processes and micro-batches are, and so are the weights, to ro
 
 import errno
 import math
+import os
 import resource
 import signal
 import sys
@@ -367,9 +368,18 @@ def _unchanged(batch: Any) -> Any:
 def _outlive_sigterm(worker: int) -> None:
     """A worker goes on when all processes of a run are told to stop, as torchrun and schedulers do: the step is finished with its samples.
 
-    It ends when the training does, and when the training is killed.
+    It ends when the training does or is killed, and when the training itself tells it to, as Python does at its exit.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if not hasattr(signal, "sigwaitinfo"):  # not on Linux
+        return
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+
+    def listen() -> None:
+        while (told := signal.sigwaitinfo({signal.SIGTERM})) is None or told.si_pid != os.getppid():
+            pass
+        os._exit(0)
+
+    threading.Thread(target=listen, daemon=True).start()
 
 
 @contextmanager

@@ -221,6 +221,17 @@ def test_a_run_told_to_stop_with_its_workers_finishes_the_step(tmp_path: Path, u
     assert_equal(weights(tmp_path), uninterrupted)
 
 
+def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path) -> None:
+    values = {**SETTINGS, "out": str(tmp_path), "workers": 2, "task": {"nan_at": 9}, "steps": 200}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    # the error is kept, and with it the run's frames and the loader, until the interpreter ends
+    script = "import sys, tests.training.toytask as toy\ntry: toy.main(sys.argv[1:])\nexcept SystemExit as error: sys.kept = error"
+    command = [sys.executable, "-c", script, json.dumps(values)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert "the gradient's norm is nan" in done.stderr
+    assert done.returncode == 0
+
+
 def test_batches_of_one_size_stay_so_when_their_number_changes(tmp_path: Path) -> None:
     class Buckets(ToyTask):
         def buckets(self) -> list[int]:
