@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pipelines.doctor import Finding
     from pipelines.engine import Engine
 
-_NETWORKS = ("controlnet", "adapter")
-
 
 class Doctor:
     """Examines requests for a renderer, one at a time; no weight is moved and nothing is downloaded."""
@@ -33,7 +31,7 @@ class Doctor:
 
     def networks(self, kind: str, model: str, trained: Sequence[str] = ()) -> list[str]:
         """The ControlNets beside a model, installed or trained here that fit it and the kind, by the names that a request calls them."""
-        from pipelines.catalogue import installed
+        from pipelines.catalogue import CONTROLS, installed
         from pipelines.engine import resolve
 
         try:
@@ -41,7 +39,7 @@ class Doctor:
         except LimnError:
             return []
         beside = [_short(path) for path in sorted(base.parent.glob("controlnet-*"))]
-        names = dict.fromkeys([*beside, *(one.name for one in installed() if one.kind in _NETWORKS and one.source != "embedded")])
+        names = dict.fromkeys([*beside, *(one.name for one in installed() if one.kind in CONTROLS and one.source != "embedded")])
         return [name for name in dict.fromkeys([*names, *trained]) if self._fits(name, kind, model)]
 
     def _fits(self, name: str, kind: str, model: str) -> bool:
