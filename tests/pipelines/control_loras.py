@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from pipelines.layouts.header import count
+from tests import tinymodels, tinymodels_flux
 
 # The original's layers, those of diffusers that they are, and the rows of each; in blocks, without the block's name.
 _SAME: Mapping[str, str] = {
@@ -46,6 +47,17 @@ _DOUBLE_NORMS = {
     "txt_attn.norm.key": "norm_added_k",
 }
 _SINGLE_NORMS = {"norm.query": "norm_q", "norm.key": "norm_k"}
+
+
+def build_house(root: Path) -> Path:
+    """Write dev, schnell, a model for maps, a ControlNet, two Control LoRAs for dev, and pictures, into a folder; return it."""
+    tinymodels_flux.build_base(root / "dev")
+    tinymodels_flux.build_base(root / "schnell", guided=False)
+    tinymodels_flux.build_base(root / "map", pipeline="FluxControlPipeline")
+    tinymodels_flux.build_controlnet(root / "net", seed=1)
+    for i, name in enumerate(("canny", "depth")):
+        build_control_lora(root, root / "dev", seed=i, name=name)
+    return tinymodels.build_pictures(root)
 
 
 def build_control_lora(folder: Path, base: Path, *, seed: int = 0, name: str = "canny") -> tuple[Path, Path]:
