@@ -113,7 +113,7 @@ class RewardConfig(Frozen):
 class MonitorConfig(Frozen):
     """What is measured while a ControlNet is trained, and how often."""
 
-    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
+    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0: only where the samples are drawn")
     samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
     fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
     steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
@@ -125,6 +125,8 @@ class MonitorConfig(Frozen):
     def _others_to_shuffle(self) -> "MonitorConfig":
         if self.samples == 1:
             raise ValueError("samples 1: a sample is also measured against another's condition; give 2 or more, or 0 to measure none")
+        if self.fidelity_every and not self.samples:
+            raise ValueError(f"fidelity_every {self.fidelity_every} draws samples, and samples is 0: give 2 or more")
         return self
 
 
@@ -132,8 +134,12 @@ class ControlNetConfig(Frozen):
     """Everything that determines a ControlNet's training."""
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
-    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    init: Path | None = Field(
+        None, description="ControlNet to start from, a folder, .safetensors file or hub id; default: a silent copy of the base's encoder"
+    )
+    hint_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)"
+    )
     blocks: tuple[int, ...] = Field(
         (), max_length=2, description="blocks that are copied: of the encoder (SD, SDXL), joint ones (SD3), double and single ones (FLUX)"
     )
@@ -153,7 +159,10 @@ class ControlNetConfig(Frozen):
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
     base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
-    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
+    cache: Path | None = Field(
+        None,
+        description="folder for moments and text embeddings; default: `cache` in the dataset's folder, or in the run's for one of the hub",
+    )
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
     weights: Precision = Field("fp32", description="precision of what is written in the end")
     single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")

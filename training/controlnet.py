@@ -24,7 +24,7 @@ from training.steering import HINT_CHANNELS as HINT_CHANNELS
 from training.steering import Steering, check_silent
 from training.texts import Texts
 
-Export = Callable[[Path, Any], None]
+Export = Callable[[Path, Any, int | None], None]
 
 
 def new_controlnet(unet: UNet2DConditionModel, cell_px: int = 8, hint_channels: Sequence[int] = HINT_CHANNELS) -> ControlNetModel:
@@ -136,9 +136,13 @@ class ControlNetTask:
         net.load_state_dict(weights["controlnet"])
         return net
 
-    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        """A diffusers ControlNet folder, and what `write` makes beside it."""
-        (self.write or write_folder)(folder, self.finished(ema))
+    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]], step: int | None = None) -> None:
+        """A diffusers ControlNet folder, and what `write` makes beside it. step: that the weights are of, where it is not the last."""
+        net = self.finished(ema)
+        if self.write is None:
+            write_folder(folder, net)
+        else:
+            self.write(folder, net, step)
 
     def _conditions(self, indices: list[int]) -> Tensor:
         if self.conditions is None:
@@ -172,9 +176,7 @@ class ControlNetTask:
         return torch.where(drop_B111, self._black(condition_BCHW), condition_BCHW), replace(noised, target_BCHW=target_BCHW)
 
     def _black(self, like_BCHW: Tensor) -> Tensor:
-        if not self.steering.reads_latents:
-            return torch.zeros_like(like_BCHW)
-        cell_px = self.base.cell_px
+        cell_px = self.base.cell_px if self.steering.reads_latents else 1
         size = (like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px)
         black_HWC = np.zeros((*size, sum(self.loader.channels)), np.uint8)
         return self.steering.condition(black_HWC).clone().to(like_BCHW).expand_as(like_BCHW)

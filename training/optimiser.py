@@ -1,7 +1,8 @@
 """The optimiser, its learning rate as a function of the step, its state as named tensors, and the average of the weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -194,6 +195,21 @@ class Average:
             decay = min(self.decay, (2 + step) / (11 + step))
             averages, live = ([mine(tensor) for tensor in tensors] for tensors in (self.tensors.values(), map(self._live, self.tensors)))
             torch._foreach_lerp_(averages, live, 1 - decay)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within it the parameters hold the average, where there is one and they are not in shards; nothing is copied."""
+        pairs = [(self.live[name], tensor) for name, tensor in self.tensors.items()]
+
+        def exchange() -> None:
+            for parameter, tensor in pairs:
+                parameter.data, tensor.data = tensor.data, parameter.data
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts a saved average back; one that was not saved starts at the live weights."""

@@ -75,6 +75,8 @@ class SizesTold:
             width, height = self.loader.size(pair)
             left, top, right, _ = self.loader.placement(pair, wide, high).box
             scale = width / (right - left)
+            if pair.mirrored:  # the crop lies as far from the other edge of the mirrored picture
+                left = wide - right
             rows.append([high, wide, round(top * scale), round(left * scale), height, width])
         return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 

@@ -4,8 +4,11 @@ One process is plain `python`; several are `torchrun --nproc_per_node N`, each o
 same whatever the processes and micro-batches are, and so are the weights, to rounding.
 """
 
+import errno
 import math
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,7 +23,7 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import BadRequest, Cancelled, LimnError, Mismatch, OutOfMemory
+from core.errors import BadRequest, Cancelled, DiskFull, LimnError, Mismatch, OutOfMemory
 from core.files import sweep_temps
 from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
@@ -50,6 +53,7 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         Cancelled: Ctrl-C or SIGTERM; a checkpoint of the last finished step stands.
         LimnError: the gradient is no longer finite; the error names the step and the last good checkpoint.
         BadModel: there are checkpoints and none is whole. Mismatch: they are of another task.
+        DiskFull: there is no room for a checkpoint or a line of the log.
         OutOfMemory: a micro-batch does not fit; the message names settings that give the same result with less.
     """
     accelerator = Accelerator(
@@ -62,6 +66,13 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         return trainer.run(on_step)
     except torch.OutOfMemoryError:
         raise OutOfMemory(trainer.smaller()) from None
+    except OSError as error:  # of what is written besides checkpoints, which say it themselves
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFull(
+            f"{task.name}: no room to write in {str(config.out)!r} ({error.strerror}): free some space; the same command goes on from the "
+            "newest checkpoint"
+        ) from None
 
 
 class _Trainer:
@@ -170,6 +181,8 @@ class _Trainer:
         config, device = self.config, self.accelerator.device
         for micro in range(config.accumulation):
             counters, batch = next(batches)
+            if isinstance(batch, LimnError):
+                raise batch
             # for modules that draw from torch's own generator, such as nn.Dropout
             torch.manual_seed(key(config.seed, "torch", counters[0]))
             with self.processes.micro_batch(last=micro == config.accumulation - 1):
@@ -217,9 +230,12 @@ class _Trainer:
         return dict(zip(meter, values.tolist(), strict=True))
 
     def _memory(self) -> dict[str, float]:
-        """The accelerator's peak so far, in GiB."""
+        """The accelerator's peak so far, in GiB; on a CPU this process's."""
         device = self.accelerator.device
-        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+        if device.type == "cuda":
+            return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; macOS counts bytes
+        return {"memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)} if device.type == "cpu" else {}
 
     def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
         """What any process wants, all do: a signal and a clock do not reach them at the same step."""
@@ -311,7 +327,11 @@ class _Samples(Dataset[Any]):
         self.task, self.order = task, order
 
     def __getitem__(self, counters: Any) -> Any:
-        return self.task.batch(self.order.indices(counters))
+        """A micro-batch, or the error in its place: a worker's own would come with its whole traceback as the message."""
+        try:
+            return self.task.batch(self.order.indices(counters))
+        except LimnError as error:
+            return error
 
 
 def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from core.errors import BadRequest
-from core.images import decode
+from core.images import decode, encode_png
 from pipelines.checkpoint import Folder
 from pipelines.engine import Engine
 from pipelines.family import Drawing, Family, Hint, Place
@@ -188,3 +188,19 @@ def test_a_base_in_half_the_bits_trains_too(folder: Path, tmp_path: Path) -> Non
 
 def config_train(given: ControlNetConfig, precision: str) -> Any:
     return given.train.model_copy(update={"precision": precision})
+
+
+def test_pictures_of_other_proportions_and_resolutions_train_in_their_own_sizes(folder: Path, tmp_path: Path) -> None:
+    given = config(folder, tmp_path, batch_size=1, steps=4)
+    for number, (width, height) in enumerate([(96, 150), (150, 96), (70, 70)]):
+        for part in ("images", "hint"):
+            picture_HWC = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            (tmp_path / "data" / part / f"{number}.png").write_bytes(encode_png(picture_HWC))
+    data = given.data.model_copy(update={"width": 96, "height": 96, "buckets": 7, "scales": (0.75, 1.0)})
+    run = train_controlnet(given.model_copy(update={"data": data}))
+    assert run.step == 4
+    assert isinstance(run.task, ControlNetTask)
+    sizes = [run.task.loader.size(pair) for pair in run.task.pairs]
+    assert len(set(sizes)) == 3
+    for width, height in sizes:
+        run.task.base.latent_shape(width, height)  # which refuses what the model cannot draw
