@@ -12,19 +12,21 @@ from typing import Any, Literal
 
 from core.errors import BadModel, LimnError
 from core.files import publish, sha256_file
-from pipelines.checkpoint import open_checkpoint
+from pipelines.checkpoint import lone_file, open_checkpoint
 from pipelines.engine import FILES, TOYLAND, family_of, from_hub, hub_errors, is_hub_id, models_folder
 from pipelines.layouts.header import Header
 from pipelines.loading import PICKLES, read_config, weight_files
+from pipelines.lora_file import reads_maps
 
 Source = Literal["embedded", "folder", "hub"]
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NO_MODELS = {"loras", "embeddings", "wildcards"}  # folders of other things
 # The families of controls by class; those for UNets by the width of the text that they read.
 _FAMILIES = {"FluxControlNetModel": "flux", "SD3ControlNetModel": "sd3", "ControlNetUnionModel": "sdxl"}
-_FAMILIES |= {"LimnFluxControlNetModel": "flux", "LimnSD3ControlNetModel": "sd3"}
+_FAMILIES |= {"FluxControlLora": "flux", "LimnFluxControlNetModel": "flux", "LimnSD3ControlNetModel": "sd3"}
 _FAMILIES |= {"QwenImageControlNetModel": "qwenimage", "SanaControlNetModel": "sana", "ZImageControlNetModel": "zimage"}
 _SDXL_WIDTH = 2048
+CONTROLS = ("controlnet", "adapter", "control-lora")  # kinds of what a control may name as its model
 
 
 @dataclass(frozen=True)
@@ -155,13 +157,15 @@ def _described(path: Path, name: str, source: Source) -> Installed | None:
             return Installed(name, _kind(config), _family(config), source, path, files)
     except LimnError as error:
         return Installed(name, "?", "", source, path, tuple(sorted(path.rglob("*.safetensors"))), str(error))
-    return None
+    lone = lone_file(path) if source == "hub" else None
+    found = None if lone is None else _described_file(lone, name, source)
+    return found if found is not None and found.kind in CONTROLS else None
 
 
 def _described_file(path: Path, name: str, source: Source) -> Installed:
     try:
         header = Header.read(path)
-        if any("lora" in key for key in header.shapes):
+        if any("lora" in key for key in header.shapes) and not reads_maps(header.shapes):
             return Installed(name, "lora", "", source, path, (path,))
         checkpoint = open_checkpoint(path)
         config = {"_class_name": checkpoint.classes[""]}
@@ -177,7 +181,8 @@ def _kind(config: dict[str, Any]) -> str:
     name = str(config.get("_class_name") or next(iter(config.get("architectures") or []), config.get("model_type", "?")))
     if "ControlNet" in name:
         return "controlnet"
-    return {"T2IAdapter": "adapter", "AutoencoderTiny": "preview"}.get(name, "estimator" if "_class_name" not in config else name)
+    known = {"T2IAdapter": "adapter", "AutoencoderTiny": "preview", "FluxControlLora": "control-lora"}
+    return known.get(name, "estimator" if "_class_name" not in config else name)
 
 
 def _family(config: dict[str, Any]) -> str:

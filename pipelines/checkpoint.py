@@ -157,18 +157,31 @@ class Wrapped:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """The checkpoint at a path: a folder, or one file. A file with its config.json beside it is the folder they are in.
+    """The checkpoint at a path: a folder, or one file. A file with its config.json beside it is the folder they are in; a folder that holds
+    one control's file and says nothing of it is that file.
 
     Raises:
         BadModel: a file that is damaged, a pickle, or neither a model nor a control.
     """
-    if not path.is_file():
+    alone = None if path.is_file() else lone_file(path)
+    if not path.is_file() and alone is None:
         return Folder(path)
     if path.name in WEIGHT_NAMES and (path.parent / "config.json").is_file():
         return Folder(path.parent)
     from pipelines.singlefile import SingleFile  # which reads parts that it lacks from a Folder
 
-    return SingleFile(path)
+    if alone is None:
+        return SingleFile(path)
+    found = SingleFile(alone)
+    return Folder(path) if found.family else found
+
+
+def lone_file(folder: Path) -> Path | None:
+    """The one .safetensors file of a folder that has no configuration of any kind, as some controls are published."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in ("model_index.json", "config.json")):
+        return None
+    files = sorted(folder.glob("*.safetensors"))
+    return files[0] if len(files) == 1 else None
 
 
 def need(checkpoint: Checkpoint, parts: tuple[str, ...], title: str) -> None:

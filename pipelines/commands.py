@@ -61,7 +61,8 @@ def add(
     found = catalogue.add(name)
     if as_json:
         return typer.echo(json.dumps(_values(found)))
-    use = {"model": f"; draw with --model {found.name}", "controlnet": f"; steer with -c KIND=FILE,model={found.name}"}.get(found.kind, "")
+    steer = f"; steer with -c KIND=FILE,model={found.name}"
+    use = {"model": f"; draw with --model {found.name}", **dict.fromkeys(catalogue.CONTROLS, steer)}.get(found.kind, "")
     typer.echo(f"{found.name}: {' '.join(filter(None, (found.family, found.kind)))}, {found.size / 1e6:.1f} MB{use}")
 
 

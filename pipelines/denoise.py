@@ -26,6 +26,7 @@ from pipelines.samplers import OnStep, Sampler
 from pipelines.schedules import Times
 from pipelines.steering import Steering, added, extended, inside, lowered, preceded, spread_rows
 from pipelines.steering import level_factors as level_factors
+from pipelines.tuning import tuned
 
 
 @runtime_checkable
@@ -151,19 +152,24 @@ class _Loop:
             x = canvas.noised(x, self.noise, times, i)
         branches = plan.branches(step)
         rows = x.repeat(len(branches.texts), 1, 1, 1)
-        residuals = self._residuals(x, i, branches)
-        with self._attention(branches, x.shape[0]):
-            out = self.family.predict(rows, self.t_N[i], self._rows(branches.texts, x.shape[0]), residuals)
+        controls = [control for control in plan.controls if control.active(step, times.steps)]
+        residuals = self._residuals(x, i, branches, controls)
+        tuning = tuned(self._network, [control.control for control in controls], residuals)
+        with self._attention(branches, x.shape[0]), tuning as left:
+            out = self.family.predict(rows, self.t_N[i], self._rows(branches.texts, x.shape[0]), left)
         out, prompted = branches.guided(out, plan.guidance)
         if branches.negative is not None:
             out = self.family.after_guidance(out, prompted)
         denoised = self.family.parameterisation.denoised(x, out, times.alphas[i], times.sigmas[i])
         return denoised if canvas is None else canvas.fixed(denoised)
 
-    def _residuals(self, x: Tensor, i: int, branches: Branches) -> Residuals | None:
+    @property
+    def _network(self) -> nn.Module:
+        return next(iter(_denoisers(self.family)), nn.Identity())
+
+    def _residuals(self, x: Tensor, i: int, branches: Branches, controls: Sequence[Steering]) -> Residuals | None:
         """What is added to the network: the controls' residuals block by block, and what an inpainting model is told."""
-        times, count = self.plan.times, x.shape[0]
-        controls = [control for control in self.plan.controls if control.active(i // times.substeps, times.steps)]
+        count = x.shape[0]
         found = []
         for control in controls:
             prompted = control.positive_only or self.family.residuals_shared

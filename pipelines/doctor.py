@@ -27,6 +27,7 @@ from pipelines.prompt import parse
 from pipelines.residency import Memory
 from pipelines.schedules import SCHEDULES
 from pipelines.stacks import Stack, together
+from pipelines.tuning import check_parts, check_windows, says_tunes
 
 # The names by which cards and files call the kinds.
 ALIASES: Mapping[str, str] = {
@@ -132,6 +133,8 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
         with ward.noting("controls"):
             stacks = [None if net is None else Stack.of(net.config("")) for net in nets]
             together(request.controls, stacks, [net and net.path for net in nets])
+            tuning = [unit for unit, net in zip(request.controls, nets, strict=True) if net is not None and says_tunes(net.config(""))]
+            check_windows([(unit.start, unit.end) for unit in tuning])
     if not any(finding.error for finding in ward.findings):
         _examine_memory(request, family, [net for net in nets if net is not None], ward)
     return ward.findings
@@ -190,6 +193,8 @@ def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward)
         family.check_control(net)
         net.files("")
         _check_kind(unit, net, about, ward)
+        if says_tunes(net.config("")):
+            check_parts(unit.mode, unit.layer_weights, masked=unit.mask is not None)
         return net
     return None
 

@@ -7,6 +7,7 @@ _KNOWN = {
     "ControlNetModel": "a ControlNet for Stable Diffusion or SDXL",
     "ControlNetUnionModel": "a union ControlNet for SDXL",
     "ControlNetXSAdapter": "a ControlNet-XS adapter for Stable Diffusion or SDXL",
+    "FluxControlLora": "a Control LoRA for FLUX.1",
     "FluxControlNetModel": "a ControlNet for FLUX.1",
     "HunyuanDiT2DControlNetModel": "a ControlNet for HunyuanDiT",
     "LimnControlNetModel": "a ControlNet for Stable Diffusion or SDXL, of Limn's own layout",

@@ -30,9 +30,9 @@ _UNKNOWN_KINDS = {
     "diff": "a full difference",
     "diff_b": "a full difference",
 }
-# Where a token of FLUX.1 is read, by Black Forest Labs' name and by diffusers'; a Control LoRA reads wider ones.
+# Where a token of FLUX.1 is read, by Black Forest Labs' name and by diffusers', and what it holds; a Control LoRA reads wider ones.
 _READS_MAPS = re.compile(r"(^|[._])(img_in|x_embedder)\.lora_(A|down)\.weight$")
-FLUX_CHANNELS = 64
+_FLUX_CHANNELS = 64
 # Where the width of cross-attention's input tells the family.
 _FAMILY_OF_WIDTH = {768: "SD 1.x", 1024: "SD 2.x", 2048: "SDXL"}
 
@@ -97,10 +97,10 @@ def read_lora(path: Path) -> LoraFile:
             tensors = {key: opened.get_tensor(key) for key in opened.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError) as error:
         raise BadModel(f"LoRA {str(path)!r} cannot be read: {error}; download it again") from None
-    if any(_READS_MAPS.search(key) and tensor.ndim == 2 and tensor.shape[1] > FLUX_CHANNELS for key, tensor in tensors.items()):
+    if reads_maps({key: tuple(tensor.shape) for key, tensor in tensors.items()}):
         raise BadModel(
-            f"LoRA {path.name!r} is a Control LoRA, which has FLUX.1 read maps through channels that it adds: use the whole model "
-            "instead (FLUX.1-Canny-dev, FLUX.1-Depth-dev), or a ControlNet"
+            f"LoRA {path.name!r} is a Control LoRA, which has FLUX.1 read a map: give it as the model of a control, as in "
+            f"--control canny=edges.png,model={path}"
         )
     layers: dict[str, dict[str, Tensor]] = {}
     alphas: dict[str, float] = {}
@@ -114,9 +114,14 @@ def read_lora(path: Path) -> LoraFile:
             layers.setdefault(layer, {})[role] = tensor
     if not layers:
         raise BadModel(f"{path.name!r} is no LoRA: it holds {next(iter(tensors), 'nothing')!r}; expected pairs of up and down matrices")
-    described = _described(metadata)
-    alphas |= {layer: alpha for layer in layers if layer not in alphas and (alpha := _described_alpha(described, layer)) is not None}
-    return LoraFile(path, layers, alphas, any(key.endswith("use_rslora") and value for key, value in described.items()))
+    said = described(metadata)
+    alphas |= {layer: alpha for layer in layers if layer not in alphas and (alpha := described_alpha(said, layer)) is not None}
+    return LoraFile(path, layers, alphas, root_scaled(said))
+
+
+def reads_maps(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    """Whether the tensors of a file are a Control LoRA's: FLUX.1's, with tokens wider than latents alone are."""
+    return any(_READS_MAPS.search(key) and len(shape) == 2 and shape[1] > _FLUX_CHANNELS for key, shape in shapes.items())
 
 
 def _parse_key(key: str, path: Path) -> tuple[str, str]:
@@ -132,21 +137,27 @@ def _parse_key(key: str, path: Path) -> tuple[str, str]:
     return match["layer"].removeprefix("base_model.model.").replace(".", "_"), role
 
 
-def _described(metadata: Mapping[str, str]) -> dict[str, Any]:
+def described(metadata: Mapping[str, str]) -> dict[str, Any]:
     """PEFT's configuration, where diffusers has saved it with the tensors."""
     try:
-        described = json.loads(metadata.get("lora_adapter_metadata", "{}"))
+        said = json.loads(metadata.get("lora_adapter_metadata", "{}"))
     except json.JSONDecodeError:
         return {}
-    return described if isinstance(described, dict) else {}
+    return said if isinstance(said, dict) else {}
 
 
-def _described_alpha(described: Mapping[str, Any], layer: str) -> float | None:
-    parts = [key.removesuffix(".lora_alpha") for key in described if key.endswith(".lora_alpha")]
+def root_scaled(said: Mapping[str, Any]) -> bool:
+    """Whether α is divided by the root of the rank."""
+    return any(key.endswith("use_rslora") and value for key, value in said.items())
+
+
+def described_alpha(said: Mapping[str, Any], layer: str) -> float | None:
+    """The α that PEFT's configuration gives a layer, by its flattened name."""
+    parts = [key.removesuffix(".lora_alpha") for key in said if key.endswith(".lora_alpha")]
     part = max((part for part in parts if layer.startswith(part.replace(".", "_"))), key=len, default=None)
     if part is None:
         return None
-    for name, alpha in (described.get(f"{part}.alpha_pattern") or {}).items():
+    for name, alpha in (said.get(f"{part}.alpha_pattern") or {}).items():
         if layer.endswith("_" + name.replace(".", "_")):
             return float(alpha)
-    return float(described[f"{part}.lora_alpha"])
+    return float(said[f"{part}.lora_alpha"])

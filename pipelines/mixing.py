@@ -8,6 +8,7 @@ Axes: B rows, C channels, H and W latent cells, L tokens, D width.
 
 import json
 from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -25,6 +26,7 @@ from pipelines.noise import seeded_noise
 from pipelines.passes import Drawn, Passes
 from pipelines.planning import Words
 from pipelines.steering import Steering
+from pipelines.tuning import Tunes
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +104,8 @@ def _mixed_side(sides: Sequence[Side]) -> Side:
 def _mixed_steering(steerings: Sequence[Steering]) -> Steering:
     weights = [one.weight for one in steerings]
     alike = len(set(weights)) == 1
-    control = Rows(tuple(one.control for one in steerings), () if alike else tuple(weights))
+    kind = TunedRows if isinstance(steerings[0].control, Tunes) else Rows
+    control = kind(tuple(one.control for one in steerings), () if alike else tuple(weights))
     return replace(steerings[0], control=control, weight=weights[0] if alike else 1.0)
 
 
@@ -148,6 +151,16 @@ class Rows:
             return found
         weights_B = torch.tensor(self.weights * blocks, dtype=torch.float32, device=x_BCHW.device)
         return {name: [_weighted(one, weights_B) for one in group] for name, group in found.items()}
+
+
+class TunedRows(Rows):
+    """The same for controls that change the base network; see `pipelines.tuning.Tunes`."""
+
+    def tuned(self, network: nn.Module, residuals: Residuals) -> AbstractContextManager[Residuals]:
+        """As each of them, whose loaded network is one."""
+        first = self.controls[0]
+        assert isinstance(first, Tunes)
+        return first.tuned(network, residuals)
 
 
 def stacked(controls: Sequence[PreparedControl]) -> PreparedControl:

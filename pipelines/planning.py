@@ -28,6 +28,7 @@ from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
 from pipelines.stacks import Stack, together
 from pipelines.steering import Steering, united
+from pipelines.tuning import Tunes, check_windows
 from pipelines.wildcards import expand
 
 
@@ -66,7 +67,8 @@ def with_controls(stage: Stage, family: Family, given: Sequence[Given]) -> Stage
     network can read are given to it together.
 
     Raises:
-        Mismatch: a control has no places to mask, or other levels than it has weights, or lacks maps that its network reads beside its own.
+        Mismatch: a control has no places to mask, or other levels than it has weights, or lacks maps that its network reads beside its own;
+            or two would change the base network at once.
     """
     prepared: dict[tuple[int, str, str], PreparedControl] = {}
     steerings = []
@@ -76,6 +78,7 @@ def with_controls(stage: Stage, family: Family, given: Sequence[Given]) -> Stage
             prepared[key] = family.prepare(one.net, one.hint)
         mask = None if one.mask_HW is None else torch.from_numpy(one.mask_HW).float() / 255.0
         steerings.append(Steering(prepared[key], unit.weight, unit.start, unit.end, unit.mode, mask, unit.layer_weights))
+    check_windows([(one.start, one.end) for one in steerings if isinstance(one.control, Tunes)])
     return replace(stage, controls=united(steerings))
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from core.errors import Mismatch
 from core.request import Mode
 from pipelines.family import PreparedControl, Residuals, Text
+from pipelines.tuning import Tunes, check_parts
 
 PROMPT_FADE = 0.825  # per level away from the middle, as in sd-webui-controlnet's unbalanced modes
 
@@ -36,7 +37,8 @@ class Steering:
     empty for 1 everywhere.
 
     Raises:
-        Mismatch: a mask for a control without places, or another number of layer weights than the ControlNet has levels.
+        Mismatch: a mask for a control without places, or another number of layer weights than the ControlNet has levels; anything but
+            weight and window for a control that changes the network as a whole.
     """
 
     control: PreparedControl
@@ -49,6 +51,8 @@ class Steering:
     _masks: dict[tuple[tuple[int, int], bool], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
+        if isinstance(self.control, Tunes):
+            check_parts(self.mode, self.layer_weights, masked=self.mask_HW is not None)
         if self.mask_HW is not None and self.control.positive_only:
             raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
         if self.layer_weights and len(self.layer_weights) != self.control.levels:

@@ -13,8 +13,6 @@ if TYPE_CHECKING:
     from pipelines.doctor import Finding
     from pipelines.engine import Engine
 
-_NETWORKS = ("controlnet", "adapter")
-
 
 class Doctor:
     """Examines requests for a renderer, one at a time; no weight is moved and nothing is downloaded."""
@@ -33,7 +31,7 @@ class Doctor:
 
     def networks(self, kind: str, model: str, trained: Sequence[str] = ()) -> list[str]:
         """The ControlNets beside a model, installed or trained here that fit it and the kind, by the names that a request calls them."""
-        from pipelines.catalogue import installed
+        from pipelines.catalogue import CONTROLS, installed
         from pipelines.engine import resolve
 
         try:
@@ -42,7 +40,7 @@ class Doctor:
             return []
         beside = [_short(path) for path in sorted(base.parent.glob("controlnet-*"))]
         here = {Path(name).resolve() for name in trained}  # by their own names, not those that `limn train` gave them besides
-        found = [one for one in installed() if one.kind in _NETWORKS and one.source != "embedded" and one.path.resolve() not in here]
+        found = [one for one in installed() if one.kind in CONTROLS and one.source != "embedded" and one.path.resolve() not in here]
         names = dict.fromkeys([*beside, *(one.name for one in found)])
         return [name for name in dict.fromkeys([*names, *trained]) if self._fits(name, kind, model)]
 

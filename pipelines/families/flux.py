@@ -21,6 +21,7 @@ from pipelines import vae
 from pipelines.checkpoint import Checkpoint, need
 from pipelines.clip import encode_t5, encode_windows
 from pipelines.controlnet_flux import Channels, FluxControlNet, OwnControl, Positions, told
+from pipelines.controlnet_flux_lora import ControlLora, check_control_lora, is_control_lora
 from pipelines.family import Drawing, Hint, Place, PreparedControl, Residuals, Text
 from pipelines.flow_family import FlowFamily, width_of
 from pipelines.images import picture_to_tensor
@@ -125,11 +126,13 @@ class Flux(FlowFamily):
         """Whether a ControlNet fits this model, from its configuration alone.
 
         Raises:
-            BadModel: it is no FluxControlNetModel.
+            BadModel: it is neither a FluxControlNetModel nor a Control LoRA.
             Mismatch: it was made for another base.
         """
         if checkpoint.path == self.checkpoint.path and self.extra == "map":
             return
+        if is_control_lora(checkpoint):
+            return check_control_lora(checkpoint, self.checkpoint, self.transformer, 4 * self.latent_channels)
         if checkpoint.classes.get("") not in ("FluxControlNetModel", "LimnFluxControlNetModel"):
             raise wrong_kind(checkpoint, self.checkpoint, "FluxControlNetModel", self.title)
         config, base = checkpoint.config(""), self.transformer.config
@@ -139,8 +142,8 @@ class Flux(FlowFamily):
         given |= {key: config[key] for key in _WIDTHS if key in config}
         self.must_agree(checkpoint, given, wanted)
 
-    def load_control(self, checkpoint: Checkpoint) -> FluxControlNet | OwnControl:
-        """The ControlNet, checked and placed beside this model.
+    def load_control(self, checkpoint: Checkpoint) -> FluxControlNet | ControlLora | OwnControl:
+        """The ControlNet or Control LoRA, checked and placed beside this model.
 
         Raises:
             BadModel, Mismatch: as `check_control`, and damaged or missing weights.
@@ -154,17 +157,22 @@ class Flux(FlowFamily):
         own = self.own_control() if checkpoint.path == self.checkpoint.path else None
         if own is not None:
             return own
+        if is_control_lora(checkpoint):
+            return ControlLora.load(checkpoint, self.transformer, self.place, channels=4 * self.latent_channels)
         kind = FluxHoleControlNetModel if reads_hole(checkpoint) else kind_named(checkpoint.classes.get(""), FluxControlNetModel)
         return FluxControlNet(load_variant(kind, checkpoint, self.checkpoint, self.place), checkpoint, self.place, self._positions)
 
     @torch.inference_mode()
-    def prepare(self, net: FluxControlNet | OwnControl, hint: Hint) -> PreparedControl:
-        """A ControlNet with its map, whose embedding is computed here, once.
+    def prepare(self, net: FluxControlNet | ControlLora | OwnControl, hint: Hint) -> PreparedControl:
+        """A ControlNet or Control LoRA with its map, whose embedding is computed here, once.
 
         Raises:
             Mismatch: a union ControlNet knows nothing of this kind, or one for holes is given another.
         """
-        return Channels(self.encode_image(hint.map_HWC)) if isinstance(net, OwnControl) else net.prepare(hint, self.encode_image)
+        if isinstance(net, FluxControlNet):
+            return net.prepare(hint, self.encode_image)
+        latents = self.encode_image(hint.map_HWC)
+        return net.prepare(latents) if isinstance(net, ControlLora) else Channels(latents)
 
     def predict(self, x_BCHW: Tensor, t: Tensor, text: Text, residuals: Residuals | None) -> Tensor:
         """The velocity for noisy latents at timestep t, in x's dtype."""

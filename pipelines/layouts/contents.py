@@ -5,11 +5,13 @@ from collections.abc import Callable, Mapping
 from core.errors import BadModel
 from pipelines.layouts.adapter import adapter, is_adapter
 from pipelines.layouts.autoencoder import PREFIXES, SCALES, autoencoder
+from pipelines.layouts.control_lora import control_lora
 from pipelines.layouts.header import Header
 from pipelines.layouts.part import Part
 from pipelines.layouts.text import clip, open_clip, t5
 from pipelines.layouts.transformers import flux, flux_controlnet, sd3, sd3_controlnet, xlabs_controlnet
 from pipelines.layouts.unet import CONTROL, SIZES, SIZES_OF_REFINER, UNET, controlnet, diffusers_controlnet, unet
+from pipelines.lora_file import reads_maps
 
 REFINER = "conditioner.embedders.0.model."  # SDXL's refiner has the second text encoder in the first one's place
 
@@ -22,7 +24,7 @@ def _prefix(header: Header, first: str) -> str | None:
 def family_in(header: Header) -> str:
     """The family of a whole model, or of its denoising network alone; "" for anything else."""
     control = header.has(CONTROL) or header.has("input_hint_block.") or header.has("zero_convs.") or header.has("controlnet_blocks.")
-    if control:
+    if control or reads_maps(header.shapes):
         return ""
     if _prefix(header, "double_blocks.") is not None:
         return "flux"
@@ -78,11 +80,13 @@ def _denoiser(header: Header, family: str, others: Mapping[str, Callable[[], Par
 
 
 def control_in(header: Header) -> Part:
-    """The ControlNet or adapter that a file is.
+    """The ControlNet, adapter or Control LoRA that a file is.
 
     Raises:
         BadModel: it is neither, nor a model.
     """
+    if reads_maps(header.shapes):
+        return control_lora(header)
     if header.has("double_blocks.") and header.has("controlnet_blocks."):
         return xlabs_controlnet(header)
     if header.has(CONTROL) or header.has("input_hint_block.0.weight"):

@@ -94,7 +94,7 @@ def flux(header: Header, prefix: str) -> Part:
     """FLUX's transformer."""
     shapes = header.under(prefix)
     config = _flux_config(shapes) | {"patch_size": 1, "out_channels": shapes["final_layer.linear.weight"][0]}
-    return Part("FluxTransformer2DModel", config, lambda: _from_flux(header.tensors({name: prefix + name for name in shapes})))
+    return Part("FluxTransformer2DModel", config, lambda: from_flux(header.tensors({name: prefix + name for name in shapes})))
 
 
 def _flux_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
@@ -199,7 +199,7 @@ def xlabs_controlnet(header: Header) -> Part:
     }
     read = shapes[f"input_hint_block.{2 * convolutions - 2}.weight"][0]
     config = _flux_config(shapes) | {"patch_size": 2, "conditioning_embedding_channels": read}
-    return Part("FluxControlNetModel", config, lambda: _from_flux(header.tensors(inside)) | header.tensors(outside))
+    return Part("FluxControlNetModel", config, lambda: from_flux(header.tensors(inside)) | header.tensors(outside))
 
 
 def _axes(head: int) -> list[int]:
@@ -208,7 +208,7 @@ def _axes(head: int) -> list[int]:
     return [head - 2 * side, side, side]
 
 
-def _from_flux(found: dict[str, Tensor]) -> dict[str, Tensor]:
+def from_flux(found: dict[str, Tensor]) -> dict[str, Tensor]:
     """FLUX's tensors under diffusers' names; what is unknown keeps its name, to be refused by it."""
     ours: dict[str, Tensor] = {}
     for name, tensor in found.items():

@@ -295,7 +295,7 @@ def test_refusals(tmp_path: Path) -> None:
         ("fine", "cannot be read"),
         ("dora", "is a DoRA: only LoRA, LoHa and LoKr"),
         ("whole", "is no LoRA: it holds 'conv.weight'"),
-        ("depth", r"is a Control LoRA, .*: use the whole model instead \(FLUX.1-Canny-dev, FLUX.1-Depth-dev\)"),
+        ("depth", "is a Control LoRA, .*: give it as the model of a control, as in --control canny=edges.png,model="),
         (str(tmp_path / "old.pt"), "pickles can run any program"),
     ]:
         with pytest.raises(BadModel, match=message) as error:

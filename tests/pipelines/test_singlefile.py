@@ -258,7 +258,7 @@ def test_flux_is_read_as_diffusers_reads_it() -> None:
     from diffusers import FluxTransformer2DModel
     from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
 
-    from pipelines.layouts.transformers import _from_flux
+    from pipelines.layouts.transformers import from_flux
 
     with torch.device("meta"):
         network = FluxTransformer2DModel(num_layers=1, num_single_layers=1, guidance_embeds=True)
@@ -266,7 +266,7 @@ def test_flux_is_read_as_diffusers_reads_it() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(original, "state", lambda folder: state)
         theirs = original.flux(Path(), "")
-    mine, wanted = _from_flux(dict(theirs)), convert_flux_transformer_checkpoint_to_diffusers(dict(theirs))
+    mine, wanted = from_flux(dict(theirs)), convert_flux_transformer_checkpoint_to_diffusers(dict(theirs))
     assert mine.keys() == wanted.keys() == state.keys()
     for name, tensor in wanted.items():
         assert mine[name].shape == tensor.shape
