@@ -18,6 +18,13 @@ from core.control import Control, Image, Score, Weights
 from core.request import Frozen, Resize
 
 
+_CHECKED_PX = 1024  # a larger file is looked at in every second, third, … pixel
+FILE_FAR_BRIGHT = {
+    False: "has its large values at the top and its small ones at the bottom, as distances have: give values=distance if they are",
+    True: "has its small values at the top and its large ones at the bottom: leave out values=distance if they are no distances",
+}
+
+
 class Params(Frozen):
     """Who estimates, and what the numbers in a file mean."""
 
@@ -78,6 +85,19 @@ def read_file(data: bytes, width: int, height: int, resize: Resize, params: Para
     return read_depth(data, (width, height), resize, far_is_large=params is not None and params.values == "distance")
 
 
+def inspect_file(data: bytes, width: int, height: int, params: Params | None = None) -> tuple[tuple[int, int], str | None]:
+    """The file's size, and whether its far end seems to come out bright.
+
+    Raises:
+        BadImage: as `read_file`.
+    """
+    distance = params is not None and params.values == "distance"
+    map_HWC = read_depth(data, None, "just", far_is_large=distance)
+    step = max(1, max(map_HWC.shape[:2]) // _CHECKED_PX)
+    turned = depth_mistake(map_HWC[::step, ::step]) is not None
+    return (map_HWC.shape[1], map_HWC.shape[0]), FILE_FAR_BRIGHT[distance] if turned else None
+
+
 CONTROL = Control(
     name="depth",
     params=Params,
@@ -95,4 +115,5 @@ CONTROL = Control(
     mistake=depth_mistake,
     own_file=is_depth_file,
     read_file=read_file,
+    inspect_file=inspect_file,
 )

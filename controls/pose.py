@@ -18,6 +18,7 @@ from core.openpose import People, draw_people, people_from_openpose
 from core.request import Frozen, Resize
 from core.skeleton import JOINTS, Joints, detect_joints, oks, pck
 
+MOST_OUTSIDE = 0.25  # of a file's joints; people who are cut off by the picture's edge have fewer
 INVERTED_POSE = "is mostly white, but pose maps are drawn on black: draw it again (limn extract pose FILE.json) or invert it"
 
 
@@ -135,6 +136,26 @@ def read_file(data: bytes, width: int, height: int, resize: Resize, params: Para
     return draw_people(people.moved(place(*canvas, width, height, resize).points), width, height)
 
 
+def inspect_file(data: bytes, width: int, height: int, params: Params | None = None) -> tuple[tuple[int, int] | None, str | None]:
+    """The file's canvas, None where it names none, and whether its people stand beside it.
+
+    Raises:
+        BadRequest: not an OpenPose file.
+    """
+    named = people_from_openpose(data, 1, 1)[1]
+    canvas = None if 1 in named else (round(named[0]), round(named[1]))
+    people, (across, down) = people_from_openpose(data, width, height)
+    joints_N2 = people.body[np.isfinite(people.body[..., 0])]
+    outside = ((joints_N2 < 0) | (joints_N2 > (across, down))).any(axis=1)
+    if not len(joints_N2) or outside.mean() <= MOST_OUTSIDE:
+        return canvas, None
+    which = f"its canvas of {across:g}x{down:g}" if canvas else f"{across:g}x{down:g}, and it names no canvas"
+    return canvas, (
+        f"has {int(outside.sum())} of {len(joints_N2)} joints outside {which}: set canvas_width and canvas_height in it to the size of the "
+        "picture that they were found in"
+    )
+
+
 def looks_finished(image_HWC: Image) -> bool:
     """Whether this is a drawn pose already: at least half black, and at least four joints' discs joined into a person."""
     if float((image_HWC.max(axis=2) < 16).mean()) < 0.5:
@@ -170,4 +191,5 @@ CONTROL = Control(
     mistake=mistake,
     own_file=own_file,
     read_file=read_file,
+    inspect_file=inspect_file,
 )

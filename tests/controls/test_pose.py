@@ -9,8 +9,10 @@ import pytest
 
 from controls import estimators, pose
 from controls.pose import compare, compare_maps, extract, looks_finished, read_file
+from controls.prepare import load_map
 from core.errors import BadRequest
 from core.openpose import FACE_POINTS, People, draw_people
+from core.request import ControlUnit
 from core.skeleton import LIMB_JOINTS, Joints, detect_joints, draw_pose
 
 
@@ -113,6 +115,24 @@ def test_openpose_files_are_placed_like_pictures_of_their_canvas() -> None:
     np.testing.assert_array_equal(read_file(data, 256, 256, "crop"), draw_pose(standing(2), 256, 256))
     np.testing.assert_array_equal(read_file(data, 128, 64, "just"), draw_pose(standing() * [1, 0.5], 128, 64))
     np.testing.assert_array_equal(read_file(data, 256, 128, "fill"), draw_pose(standing(1, (64, 0)), 256, 128))
+
+
+def test_people_beside_the_canvas_are_noticed(tmp_path: Path) -> None:
+    """OpenPose's own files name no canvas: their points are pixels of a picture that is not there."""
+
+    def said(joints: Joints, **canvas: int) -> list[str]:
+        flat = np.concatenate([joints[0], np.ones((18, 1))], axis=1).ravel().tolist()
+        path = tmp_path / "pose.json"
+        path.write_text(json.dumps({"people": [{"pose_keypoints_2d": flat}], **canvas}))
+        return list(load_map(ControlUnit(kind="pose", image=path), 128, 128).warnings)
+
+    assert said(standing()) == said(standing(4), canvas_width=512, canvas_height=512) == []
+    beside, *_ = said(standing(4))
+    assert "pose.json has 18 of 18 joints outside 128x128, and it names no canvas: set canvas_width and canvas_height" in beside
+    assert "has 18 of 18 joints outside its canvas of 100x100" in said(standing() + 100, canvas_width=100, canvas_height=100)[0]
+    assert said(standing(1, (0, 20)), canvas_width=128, canvas_height=128) == []  # feet cut off
+    (wide,) = said(standing(), canvas_width=256, canvas_height=128)
+    assert "pose.json is 256x128 and loses 50% to fit 128x128" in wide
 
 
 def test_a_drawn_pose_is_noticed_and_a_picture_is_not() -> None:
