@@ -22,7 +22,7 @@ _AT_ONCE = 4096  # colours that are looked up together: bounded memory for a pic
 class Params(Frozen):
     """Which network says what is where."""
 
-    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("segmentation"))
+    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED_FOLDER.format("segmentation"))
 
 
 def available(params: Params | None = None) -> bool:

@@ -7,7 +7,7 @@ import pytest
 from controls import blur, colour_grid, inpaint, invert, lineart, lines, mask, normal, recolour, regions, scribble, shuffle, softedge, tile
 from controls import threshold as threshold_kind
 from core.control import Image
-from core.errors import BadRequest
+from core.errors import BadImage, BadRequest
 
 RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (64, 96, 3), np.uint8)
@@ -112,6 +112,12 @@ def test_shuffling_keeps_colours_and_follows_its_seed() -> None:
     assert (one != other).mean() > 0.3
     known = {tuple(colour) for colour in picture.reshape(-1, 3).tolist()}
     assert np.mean([tuple(colour) in known for colour in one.reshape(-1, 3).tolist()]) > 0.7  # but for the blended borders
+
+
+def test_a_picture_too_long_to_be_shuffled_is_refused() -> None:
+    with pytest.raises(BadImage, match="40000x2 cannot be shuffled: make its sides 32766 pixels at most"):
+        shuffle.extract(np.zeros((2, 40_000, 3), np.uint8), shuffle.Params())
+    assert shuffle.extract(np.zeros((1, 32_766, 3), np.uint8), shuffle.Params()).shape == (1, 32_766, 3)
 
 
 def test_recolouring_takes_luminance_or_intensity_and_a_gamma() -> None:
