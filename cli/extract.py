@@ -45,7 +45,7 @@ def extract(
     if asked is None:
         raise BadRequest(f"{str(image)!r} does not say how large its canvas is: give --size WxH")
     width, height = asked
-    if not (1 <= min(width, height) and max(width, height) <= MAX_SIDE_PX and width * height <= MAX_PIXELS):
+    if not (min(width, height) >= 1 and max(width, height) <= MAX_SIDE_PX and width * height <= MAX_PIXELS):
         raise BadRequest(
             f"a map of {width}x{height}: sides of 1 to {MAX_SIDE_PX} pixels and {MAX_PIXELS / 1e6:.1f} Mpx in all are made: give --size WxH"
         )

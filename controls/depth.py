@@ -17,7 +17,6 @@ from controls.mistakes import depth_mistake, looks_like_depth
 from core.control import Control, Image, Score, Weights
 from core.request import Frozen, Resize
 
-
 _CHECKED_PX = 1024  # a larger file is looked at in every second, third, … pixel
 FILE_FAR_BRIGHT = {
     False: "has its large values at the top and its small ones at the bottom, as distances have: give values=distance if they are",

@@ -187,6 +187,7 @@ CONTROL = Control(
     },
     resample="nearest",
     available=available,
+    marks=True,
     looks_finished=looks_finished,
     mistake=mistake,
     own_file=own_file,

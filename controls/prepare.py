@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import controls
 from controls import estimators
-from controls.fidelity import estimator_kind
+from controls.fidelity import asks_network, estimator_kind
 from controls.geometry import Placement, place
 from core.control import Control, Image
 from core.errors import BadImage, BadRequest
@@ -29,7 +29,8 @@ class Prepared:
 
     map_HWC: RGB uint8. mask_HW: uint8, 255 where the control acts; None for everywhere. The digests are SHA-256 in hex: of the source
     file's bytes, of the map's pixels, of the mask file's bytes. params: the settings the map was made with, the estimator's name filled in;
-    empty for a finished map. warnings: sentences for the user.
+    empty for a finished map. warnings: sentences for the user. scale: how many pixels of what was extracted from make one of the map, along
+    either side; 1 but for a `processor_px`.
     """
 
     map_HWC: Image
@@ -39,6 +40,7 @@ class Prepared:
     mask_sha256: str | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    scale: float = 1.0
 
 
 def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toyland") -> Prepared:
@@ -54,7 +56,7 @@ def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toylan
     """
     control = controls.get(unit.kind)
     params = control.parse_params(unit.params)
-    own = takes_own_file(control, unit.image)
+    own, scale = takes_own_file(control, unit.image), 1.0
     if own:
         assert control.read_file is not None
         data = _bytes(unit.image)
@@ -68,6 +70,7 @@ def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toylan
         if unit.ready:
             map_HWC = placement.pad(placement.resize(source_HWC, control.resample))
         else:
+            scale = 1.0 if unit.processor_px is None else unit.processor_px / min(placement.inner)
             map_HWC = placement.pad(_extracted(control, params, source_HWC, placement, unit.processor_px))
     if not map_HWC.any():
         warnings.append(f"the {unit.kind} map of {unit.image.name} is empty (all black): nothing in it steers the picture")
@@ -80,12 +83,13 @@ def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toylan
         mask_sha256=None if unit.mask is None else sha256_file(unit.mask),
         params={} if unit.ready and not own else params.model_dump(mode="json"),
         warnings=tuple(warnings),
+        scale=scale,
     )
 
 
 def settled(control: Control, params: Frozen, model: str) -> Frozen:
     """The settings with the estimator that goes with the model filled in, where the kind has one, asks it, and none is named."""
-    if getattr(params, "estimator", None) != "" or getattr(params, "method", "network") != "network":
+    if not asks_network(params) or getattr(params, "estimator", "") != "":
         return params
     return params.model_copy(update={"estimator": estimators.default(estimator_kind(control), model)})
 

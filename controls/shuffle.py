@@ -14,7 +14,6 @@ from core.control import Control, Image, Weights, by_extraction
 from core.errors import BadImage
 from core.request import Frozen
 
-
 LONGEST_PX = 2**15 - 2  # cv2.remap counts in 16 bits
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 import controls
-from controls.fidelity import measure, why_not
+from controls.fidelity import measure, seen, why_not
 from controls.overlay import overlay
-from controls.prepare import load_map, settled
+from controls.prepare import Prepared, load_map, settled
 from core.control import Control, Image, Score
 from core.errors import BadRequest, UserError
 from core.files import sha256_file
@@ -24,15 +24,22 @@ from evaluation.known import Bounds, bounds
 
 @dataclass(frozen=True, eq=False)
 class Scored:
-    """A picture against one control. wanted_HWC: the map at the picture's size; known: the model's floor and ceiling for the kind."""
+    """A picture against one control. prepared: its map at the picture's size; known: the model's floor and ceiling for the kind."""
 
     unit: ControlUnit
     params: Frozen
     score: Score | None
-    wanted_HWC: Image
+    prepared: Prepared
     picture_HWC: Image
     known: Bounds | None
-    warnings: tuple[str, ...]
+
+    @property
+    def wanted_HWC(self) -> Image:
+        return self.prepared.map_HWC
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        return self.prepared.warnings
 
     @property
     def control(self) -> Control:
@@ -41,9 +48,8 @@ class Scored:
     @cached_property
     def got_HWC(self) -> Image:
         """What the control's extractor finds in the picture; black where it cannot be asked."""
-        if not self.control.available(self.params):
-            return np.zeros_like(self.wanted_HWC)
-        return self.control.extract(self.picture_HWC, self.params)
+        found_HWC = seen(self.control, self.picture_HWC, self.params, self.prepared.scale)
+        return np.zeros_like(self.wanted_HWC) if found_HWC is None else found_HWC
 
     @property
     def why_not(self) -> str:
@@ -101,8 +107,8 @@ def _scored(unit: ControlUnit, picture_HWC: Image, model: str) -> Scored:
     control = controls.get(unit.kind)
     params = settled(control, control.parse_params(unit.params), model)
     prepared = load_map(unit, *picture_HWC.shape[1::-1], model=model)
-    score = measure(control, prepared.map_HWC, picture_HWC, params)
-    return Scored(unit, params, score, prepared.map_HWC, picture_HWC, bounds(model).get(unit.kind), prepared.warnings)
+    score = measure(control, prepared.map_HWC, picture_HWC, params, where_HW=prepared.mask_HW, scale=prepared.scale)
+    return Scored(unit, params, score, prepared, picture_HWC, bounds(model).get(unit.kind))
 
 
 def _record(picture: Path) -> Record | None:
