@@ -75,6 +75,10 @@ def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toylan
     if not map_HWC.any():
         warnings.append(f"the {unit.kind} map of {unit.image.name} is empty (all black): nothing in it steers the picture")
     mask_HW = None if unit.mask is None else _load_mask(unit.mask, (width, height), unit.resize)
+    if unit.mask is not None and mask_HW is not None and not mask_HW.any():
+        warnings.append(
+            f"the mask {unit.mask.name} of {unit.image.name} is all black: {unit.kind} acts nowhere; it acts where a mask is white"
+        )
     return Prepared(
         map_HWC=map_HWC,
         mask_HW=mask_HW,

@@ -103,6 +103,12 @@ def test_warnings(save: Any) -> None:
     assert "canny map of blank.png is empty (all black)" in load(blank).warnings[0]
 
 
+def test_a_region_that_is_nowhere_is_noticed(save: Any) -> None:
+    mask = save(np.zeros((96, 128, 3), np.uint8), "mask.png")
+    (said,) = load(save(picture()), mask=mask).warnings
+    assert said.startswith("the mask mask.png of picture.png is all black: canny acts nowhere")
+
+
 def test_refusals(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "LOADERS", {})
     with pytest.raises(BadRequest, match=r"unknown control 'cany': did you mean 'canny'\?"):
