@@ -75,10 +75,8 @@ def load_map(unit: ControlUnit, width: int, height: int, *, model: str = "toylan
     if not map_HWC.any():
         warnings.append(f"the {unit.kind} map of {unit.image.name} is empty (all black): nothing in it steers the picture")
     mask_HW = None if unit.mask is None else _load_mask(unit.mask, (width, height), unit.resize)
-    if unit.mask is not None and mask_HW is not None and not mask_HW.any():
-        warnings.append(
-            f"the mask {unit.mask.name} of {unit.image.name} is all black: {unit.kind} acts nowhere; it acts where a mask is white"
-        )
+    if unit.mask is not None and mask_HW is not None:
+        warnings += _mask_mistakes(unit, unit.mask, mask_HW)
     return Prepared(
         map_HWC=map_HWC,
         mask_HW=mask_HW,
@@ -178,6 +176,15 @@ def _load_mask(path: Path, size: tuple[int, int], resize: Resize) -> NDArray[np.
     placement = place(source_HWC.shape[1], source_HWC.shape[0], *size, resize)
     mask_HW: NDArray[np.uint8] = np.rint(placement.pad(placement.resize(source_HWC, "area")).mean(axis=2)).astype(np.uint8)
     return mask_HW
+
+
+def _mask_mistakes(unit: ControlUnit, path: Path, mask_HW: NDArray[np.uint8]) -> list[str]:
+    """What looks wrong about a region mask: it is of one colour."""
+    if not mask_HW.any():
+        return [f"the mask {path.name} of {unit.image.name} is all black: {unit.kind} acts nowhere; it acts where a mask is white"]
+    if (mask_HW == 255).all():
+        return [f"the mask {path.name} of {unit.image.name} is all white, as its transparent parts are: {unit.kind} acts everywhere"]
+    return []
 
 
 def _bytes(path: Path) -> bytes:

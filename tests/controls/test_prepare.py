@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 import controls
@@ -107,6 +108,11 @@ def test_a_region_that_is_nowhere_is_noticed(save: Any) -> None:
     mask = save(np.zeros((96, 128, 3), np.uint8), "mask.png")
     (said,) = load(save(picture()), mask=mask).warnings
     assert said.startswith("the mask mask.png of picture.png is all black: canny acts nowhere")
+    painted = np.zeros((96, 128, 4), np.uint8)
+    painted[30:60, 30:60] = 255  # white on nothing, as paint programs save a selection
+    PIL.Image.fromarray(painted).save(mask)
+    (said,) = load(save(picture()), mask=mask).warnings
+    assert said.startswith("the mask mask.png of picture.png is all white, as its transparent parts are: canny acts everywhere")
 
 
 def test_refusals(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
