@@ -176,6 +176,9 @@ def test_the_normals_of_a_sphere_and_of_a_plane() -> None:
     ground = np.linspace(0, 255, 200).astype(np.uint8)[:, None, None].repeat(200, 1).repeat(3, 2)
     plane = normal.extract(ground, normal.Params(source="depth"))[100, 100] / 127.5 - 1
     assert plane == pytest.approx([0, 0.7071, 0.7071], abs=0.02)  # rises by its own length: it faces up at 45°
+    for smooth in (0.0, 3.0, 20.0):  # up to its border
+        whole = normal.extract(ground, normal.Params(source="depth", smooth=smooth)) / 127.5 - 1
+        assert np.abs(whole[:, 0] - (0, 0.7071, 0.7071)).max() < (0.2 if smooth == 0 else 0.05)  # unsmoothed, a level is a step
 
 
 def test_regions_are_the_pictures_flat_parts() -> None:
