@@ -51,17 +51,21 @@ def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> 
     return None if estimate is None else _score(wanted_HWC.mean(axis=2), estimate(got_HWC).astype(np.float64))
 
 
-def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score:
-    """Scale- and shift-invariant RMSE between two maps, in grey levels."""
+def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score | None:
+    """Scale- and shift-invariant RMSE between two maps, in grey levels; None if the wanted one alone is flat."""
     return _score(wanted_HWC.mean(axis=2), got_HWC.mean(axis=2))
 
 
-def _score(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> Score:
+def _score(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> Score | None:
     """`value` is 1 − RMSE / standard deviation of the wanted map: 1 for equal up to scale and shift, 0 for unrelated or inverted.
+
+    None for a flat map that is wanted of a picture with any depth: at scale 0 every picture would be it.
 
     Parts: ordinal agreement, the share of pairs of pixels that stand in the wanted order (0.5 by chance).
     """
     rmse, spread = aligned_rmse(wanted_HW, got_HW), float(wanted_HW.std())
+    if spread == 0 and got_HW.std() > 0:
+        return None
     value = 1.0 if spread == 0 else min(1.0, max(0.0, 1 - rmse / spread))
     parts = {"ordinal agreement": ordinal_agreement(wanted_HW, got_HW)}
     return Score(value=value, metric="depth RMSE after scale and shift", raw=rmse, unit="grey levels of 255", parts=parts)
