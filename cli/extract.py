@@ -13,6 +13,7 @@ from core.request import Resize, build_request
 if TYPE_CHECKING:
     from rich.table import Table
 
+MAX_SIDE_PX = 16384  # OpenCV and the networks' own squares end near twice that
 PROCESSOR_HELP = "Shorter side at which the extractor works, 64 to 2048; by default the map's own, pixel-perfect."
 
 
@@ -30,9 +31,9 @@ def extract(
     """Make a control map from a picture."""
     import controls
     from batch.rows import parse_size
-    from controls.prepare import load_map
+    from controls.prepare import load_map, own_size
     from core.files import publish
-    from core.images import decode, encode_png
+    from core.images import MAX_PIXELS, encode_png
 
     if kind is None:
         return terminal.show(kinds())
@@ -40,7 +41,14 @@ def extract(
     if image is None:
         raise BadRequest(f"extract {kind}: no picture given; write limn extract {kind} PICTURE -o MAP.png")
     params = control.parse_params(pairs(settings or [])).model_dump(mode="json")
-    height, width = parse_size(size)[::-1] if size else decode(image).shape[:2]
+    asked = parse_size(size) if size else own_size(control, image)
+    if asked is None:
+        raise BadRequest(f"{str(image)!r} does not say how large its canvas is: give --size WxH")
+    width, height = asked
+    if not (min(width, height) >= 1 and max(width, height) <= MAX_SIDE_PX and width * height <= MAX_PIXELS):
+        raise BadRequest(
+            f"a map of {width}x{height}: sides of 1 to {MAX_SIDE_PX} pixels and {MAX_PIXELS / 1e6:.1f} Mpx in all are made: give --size WxH"
+        )
     unit = build_request({"controls": [{"kind": kind, "image": image, "resize": resize, "processor_px": processor_px, "params": params}]})
     prepared = load_map(unit.controls[0], width, height, model=model)
     publish(out, encode_png(prepared.map_HWC))

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from evaluation.score import Scored
 
 CONTROL_HELP = "Repeatable; without it the controls that the picture's own record names. `ready` marks a finished map."
-MODEL_HELP = "Whose estimators, floor and ceiling to take; by default those of the model that the record names."
+MODEL_HELP = (
+    "Whose estimators, floor and ceiling to take; by default of the model that the record names, without a record toyland's estimators."
+)
 
 
 def score(

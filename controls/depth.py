@@ -17,6 +17,12 @@ from controls.mistakes import depth_mistake, looks_like_depth
 from core.control import Control, Image, Score, Weights
 from core.request import Frozen, Resize
 
+_CHECKED_PX = 1024  # a larger file is looked at in every second, third, … pixel
+FILE_FAR_BRIGHT = {
+    False: "has its large values at the top and its small ones at the bottom, as distances have: give values=distance if they are",
+    True: "has its small values at the top and its large ones at the bottom: leave out values=distance if they are no distances",
+}
+
 
 class Params(Frozen):
     """Who estimates, and what the numbers in a file mean."""
@@ -45,17 +51,21 @@ def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> 
     return None if estimate is None else _score(wanted_HWC.mean(axis=2), estimate(got_HWC).astype(np.float64))
 
 
-def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score:
-    """Scale- and shift-invariant RMSE between two maps, in grey levels."""
+def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score | None:
+    """Scale- and shift-invariant RMSE between two maps, in grey levels; None if the wanted one alone is flat."""
     return _score(wanted_HWC.mean(axis=2), got_HWC.mean(axis=2))
 
 
-def _score(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> Score:
+def _score(wanted_HW: NDArray[np.float64], got_HW: NDArray[np.float64]) -> Score | None:
     """`value` is 1 − RMSE / standard deviation of the wanted map: 1 for equal up to scale and shift, 0 for unrelated or inverted.
+
+    None for a flat map that is wanted of a picture with any depth: at scale 0 every picture would be it.
 
     Parts: ordinal agreement, the share of pairs of pixels that stand in the wanted order (0.5 by chance).
     """
     rmse, spread = aligned_rmse(wanted_HW, got_HW), float(wanted_HW.std())
+    if spread == 0 and got_HW.std() > 0:
+        return None
     value = 1.0 if spread == 0 else min(1.0, max(0.0, 1 - rmse / spread))
     parts = {"ordinal agreement": ordinal_agreement(wanted_HW, got_HW)}
     return Score(value=value, metric="depth RMSE after scale and shift", raw=rmse, unit="grey levels of 255", parts=parts)
@@ -78,6 +88,19 @@ def read_file(data: bytes, width: int, height: int, resize: Resize, params: Para
     return read_depth(data, (width, height), resize, far_is_large=params is not None and params.values == "distance")
 
 
+def inspect_file(data: bytes, width: int, height: int, params: Params | None = None) -> tuple[tuple[int, int], str | None]:
+    """The file's size, and whether its far end seems to come out bright.
+
+    Raises:
+        BadImage: as `read_file`.
+    """
+    distance = params is not None and params.values == "distance"
+    map_HWC = read_depth(data, None, "just", far_is_large=distance)
+    step = max(1, max(map_HWC.shape[:2]) // _CHECKED_PX)
+    turned = depth_mistake(map_HWC[::step, ::step]) is not None
+    return (map_HWC.shape[1], map_HWC.shape[0]), FILE_FAR_BRIGHT[distance] if turned else None
+
+
 CONTROL = Control(
     name="depth",
     params=Params,
@@ -95,4 +118,5 @@ CONTROL = Control(
     mistake=depth_mistake,
     own_file=is_depth_file,
     read_file=read_file,
+    inspect_file=inspect_file,
 )

@@ -6,7 +6,7 @@ Axes: H and W pixels of the file.
 import ast
 import io
 import struct
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ def is_depth_file(head: bytes) -> bool:
     return head.startswith(_NPY) or (head.startswith(b"\x89PNG\r\n\x1a\n") and head[24:26] == _PNG_GREY_16)
 
 
-def read_depth(data: bytes, size: tuple[int, int], resize: Resize, *, far_is_large: bool = False) -> Image:
-    """A depth file as a grey map of exactly `size` (width, height): its smallest value 0 and its largest 255.
+def read_depth(data: bytes, size: tuple[int, int] | None, resize: Resize, *, far_is_large: bool = False) -> Image:
+    """A depth file as a grey map of exactly `size` (width, height), or of its own: its smallest value 0 and its largest 255.
 
     far_is_large: the values are distances (in any unit), not nearness; the map is then linear in 1 / distance, as depth networks' are,
     and 0 counts as "not measured", which is far.
@@ -41,6 +41,8 @@ def read_depth(data: bytes, size: tuple[int, int], resize: Resize, *, far_is_lar
     """
     values_HW = _npy(data) if data.startswith(_NPY) else _png16(data)
     levels_HW = _levels(_nearness(values_HW) if far_is_large else values_HW)
+    if size is None:
+        return as_map(levels_HW)
     placement = place(levels_HW.shape[1], levels_HW.shape[0], *size, resize)
     return placement.pad(placement.resize(as_map(levels_HW), "area"))
 
@@ -64,11 +66,11 @@ def _levels(values_HW: NDArray[np.float64]) -> NDArray[np.float64]:
 def _npy(data: bytes) -> NDArray[np.float64]:
     """The array of a `.npy` file, (H, W) or with single axes of length 1, checked before any of it is laid out in memory."""
     try:
-        dtype, shape, start = _npy_header(data)
+        dtype, shape, order, start = _npy_header(data)
     except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, RecursionError, MemoryError, struct.error) as error:
         raise BadImage(f"the depth file is no readable .npy ({type(error).__name__}): save it with numpy.save") from None
-    sides = tuple(side for side in shape if side != 1)
-    sides = (*(1,) * (2 - len(sides)), *sides) if len(shape) >= 2 else sides
+    sides = tuple(side for side in shape if side != 1) if len(shape) > 2 else shape
+    sides = (*(1,) * (2 - len(sides)), *sides) if len(shape) > 2 else sides
     if dtype.kind not in "fiu" or len(sides) != 2 or 0 in shape:
         raise BadImage(f"the depth file holds {dtype} of shape {shape}: give one number for each pixel, as height × width")
     count = sides[0] * sides[1]
@@ -77,14 +79,14 @@ def _npy(data: bytes) -> NDArray[np.float64]:
     if len(data) - start < count * dtype.itemsize:
         raise BadImage(f"the depth file ends early: {len(data) - start} bytes of {count * dtype.itemsize} are there")
     with np.errstate(invalid="ignore", over="ignore"):  # what does not fit is infinite, and refused
-        values_HW = np.frombuffer(data, dtype, count, start).reshape(sides).astype(np.float64)
+        values_HW = np.frombuffer(data, dtype, count, start).reshape(sides, order=order).astype(np.float64)
     if bad := int((~np.isfinite(values_HW)).sum()):
         raise BadImage(f"the depth file has {bad} values of {count} that are NaN or infinite: give them a number, as the farthest depth")
     return values_HW
 
 
-def _npy_header(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
-    """The type, the shape and the place of the first value.
+def _npy_header(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], Literal["C", "F"], int]:
+    """The type, the shape, whether rows or columns come one after the other, and the place of the first value.
 
     Source: numpy.lib.format (version, header length, a Python literal).
     """
@@ -95,9 +97,9 @@ def _npy_header(data: bytes) -> tuple[np.dtype[Any], tuple[int, ...], int]:
         raise ValueError("header too long")
     header = ast.literal_eval(data[start - length : start].decode("latin-1"))
     shape = tuple(int(side) for side in header["shape"])
-    if not isinstance(header["descr"], str) or header["fortran_order"] or any(side < 0 for side in shape):
-        raise ValueError("no plain array in C order")
-    return np.dtype(header["descr"]), shape, start
+    if not isinstance(header["descr"], str) or any(side < 0 for side in shape):
+        raise ValueError("no plain array")
+    return np.dtype(header["descr"]), shape, "F" if header["fortran_order"] else "C", start
 
 
 def _png16(data: bytes) -> NDArray[np.float64]:

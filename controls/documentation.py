@@ -47,11 +47,13 @@ limn render "a fox" --control canny=photo.jpg,low=80 --control depth=depth.png,r
 colours that mean something are never mixed, everything else is averaged or interpolated; nothing shifts by more than half a pixel.
 
 **Mistakes.** Limn warns about a finished map that is extracted again, a picture passed as a map, black lines on white, depth with its far
-end bright, an empty map, and a finished map whose proportions differ from the picture's by more than 1%. The warning names the remedy, and
-the picture's record keeps it. `python benchmarks/mistakes.py` measures how often these checks err.
+end bright, an empty map, a region mask of one colour, joints beside the canvas, and a finished map whose proportions differ from the
+picture's by more than 1%. The warning names the remedy, and the picture's record keeps it. `python benchmarks/mistakes.py` measures how
+often these checks err.
 
 **Fidelity.** After each picture the same condition is extracted from it and held against the map: a score from 0 to 1 beside the metric in
-its own unit, in the record and on the page. Networks are asked if they are at hand; on request they are loaded:
+its own unit, in the record and on the page. With a region mask only the region counts, and with a `processor_px` the picture is read at
+that resolution too. Networks are asked if they are at hand; on request they are loaded:
 
 ```
 limn score picture.png                                        # against the controls of its own record
@@ -71,7 +73,8 @@ is set.
 `python benchmarks/controls.py` prints it, and holds ours against controlnet_aux where it has the same without weights, on the same array
 (0.0.10, 512²): canny 1.3 ms against 1.5, line art 6 against 14, shuffle 2 against 4; canny's and line art's pixels are the same.
 
-**Other files.** `pose` reads OpenPose's JSON (COCO-18 and BODY_25, hands and faces), `depth` reads `.npy` and 16-bit PNG.
+**Other files.** `pose` reads OpenPose's JSON (COCO-18 and BODY_25, hands and faces), `depth` reads `.npy` and 16-bit PNG, whose numbers are
+nearness, or with `values=distance` metres and the like. `segmentation` wants a network for ADE20K's 150 classes or COCO's 133.
 """
 
 

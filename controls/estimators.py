@@ -21,6 +21,7 @@ Estimate = Callable[..., Any]
 
 ROOT = Path(__file__).resolve().parent.parent / "models" / "toyland"
 EXPLAINED = "hub id, folder or .onnx file of the {} network; empty for the one that goes with the model"
+EXPLAINED_FOLDER = "hub id or folder of the {} network; empty for the one that goes with the model"  # kinds that read no ONNX
 
 # What extracts for real models unless a request names another.
 PUBLISHED = {

@@ -28,7 +28,7 @@ def parse_control(text: str) -> ControlUnit:
     """
     items = [_split(item) for item in _items(text)]
     kinds = controls.names()
-    kind = next((key for key, value in items if key in kinds and value is not None), None)
+    kind = _kind([key for key, value in items if key in kinds and value is not None])
     if kind is None:
         key, value = items[0]
         if value is None or not key or key in KEYS:
@@ -57,6 +57,12 @@ def parse_control(text: str) -> ControlUnit:
         return ControlUnit.model_validate({"kind": kind, **fields, "params": checked.model_dump(mode="json", include=set(params))})
     except ValidationError as error:
         raise BadRequest(f"control {kind}: {explain(error)}") from None
+
+
+def _kind(named: list[str]) -> str | None:
+    """Which of the kinds that stand among the keys is meant: `mask` and `threshold` are keys too, of whichever kind takes the others."""
+    meant = (kind for kind in named if all(key in (kind, *KEYS, *controls.get(kind).params.model_fields) for key in named))
+    return next(meant, named[0] if named else None)
 
 
 def _items(text: str) -> list[str]:

@@ -21,6 +21,7 @@ from core.skeleton import LIMB_JOINTS, Joints
 
 Image = NDArray[np.uint8]  # RGB, HWC
 
+LONGEST_PX = 4096  # of a picture's longer side; a network sees 128
 PERSON_PEAK = 0.35  # mean over the limb joints' peaks; below it there is nobody
 JOINT_PEAK = 0.25  # below it a joint is out of sight
 
@@ -47,6 +48,7 @@ class _Network:
         """A picture as the network takes it, (1, 3, side, side), and its place in the square."""
         import torch
 
+        image_HWC = _narrowed(image_HWC)  # `frame` is in its pixels
         height, width = image_HWC.shape[:2]
         side = max(height, width)
         frame = _Frame(left=(side - width) // 2, top=(side - height) // 2, side=side)
@@ -80,6 +82,7 @@ class DepthEstimator:
     def __call__(self, image_HWC: Image) -> NDArray[np.uint8]:
         import torch
 
+        size, image_HWC = image_HWC.shape[:2], _narrowed(image_HWC)
         pixels, frame = self._network.see(image_HWC)
         with torch.inference_mode():
             nearness_HW: NDArray[np.float32] = self._network.network(pixel_values=pixels).predicted_depth[0].numpy()
@@ -87,6 +90,8 @@ class DepthEstimator:
             nearness_HW = cv2.resize(nearness_HW, (frame.side, frame.side), interpolation=cv2.INTER_LINEAR)
         height, width = image_HWC.shape[:2]
         nearness_HW = nearness_HW[frame.top : frame.top + height, frame.left : frame.left + width]
+        if (height, width) != size:
+            nearness_HW = cv2.resize(nearness_HW, size[::-1], interpolation=cv2.INTER_LINEAR)
         low, high = float(nearness_HW.min()), float(nearness_HW.max())
         levels_HW: NDArray[np.uint8] = np.rint((nearness_HW - low) * (255 / max(high - low, 1e-6))).astype(np.uint8)
         return levels_HW
@@ -114,8 +119,19 @@ class PoseEstimator:
         if peaks_J[list(LIMB_JOINTS)].mean() < PERSON_PEAK:
             return np.empty((0, len(peaks_J), 2))
         joints_J2: Joints = cells_J2 * (frame.side / heatmaps_Jhw.shape[1]) - (frame.left, frame.top)
+        joints_J2 *= max(1.0, max(image_HWC.shape[:2]) / LONGEST_PX)
         joints_J2[peaks_J < JOINT_PEAK] = np.nan
         return joints_J2[None]
+
+
+def _narrowed(image_HWC: Image) -> Image:
+    """The picture, its longer side made `LONGEST_PX` if it is longer: the square about a long strip is large."""
+    shrink = max(image_HWC.shape[:2]) / LONGEST_PX
+    if shrink <= 1:
+        return image_HWC
+    height, width = (max(1, round(side / shrink)) for side in image_HWC.shape[:2])
+    small_HWC: Image = cv2.resize(np.ascontiguousarray(image_HWC), (width, height), interpolation=cv2.INTER_AREA)
+    return small_HWC
 
 
 def peaks(heatmaps_Jhw: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

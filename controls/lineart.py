@@ -42,6 +42,7 @@ CONTROL = Control(
     compare=compare,
     compare_maps=compare_maps,
     weights={"sd": Weights("lllyasviel/control_v11p_sd15_lineart")},
+    marks=True,
     looks_finished=looks_like_soft_lines,
     mistake=soft_mistake,
 )

@@ -27,7 +27,7 @@ class Params(Frozen):
     """Where the thing is, as shares of the picture's width and height, and who cuts it out."""
 
     method: Literal["colour", "network"] = Field("colour", description="GrabCut and watershed, or a Segment Anything network")
-    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED.format("Segment Anything"))
+    estimator: str = Field("", max_length=300, description=estimators.EXPLAINED_FOLDER.format("Segment Anything"))
     left: float = Field(0.1, ge=0.0, le=1.0, description="the box's left edge")
     top: float = Field(0.1, ge=0.0, le=1.0, description="the box's upper edge")
     right: float = Field(0.9, ge=0.0, le=1.0, description="the box's right edge")

@@ -16,6 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from controls.palettes import ADE20K, COCO
 from core.control import Image
 from core.errors import BadModel
 
@@ -128,7 +129,7 @@ class Segmentation:
     def __init__(self, name: str) -> None:
         """
         Raises:
-            BadModel: missing, damaged, or no segmentation network.
+            BadModel: missing, damaged, no segmentation network, or one for other classes than those ControlNets were shown.
         """
         from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
@@ -137,6 +138,11 @@ class Segmentation:
         part = AutoModelForUniversalSegmentation if self.by_queries else AutoModelForSemanticSegmentation
         self.network, self.prepare = load(part, name, "segmentation"), Preprocessing.read(name)
         self.classes = int(self.network.config.num_labels)
+        if self.classes not in (len(ADE20K), len(COCO)):
+            raise BadModel(
+                f"segmentation estimator {name!r} knows {self.classes} classes, for which ControlNets have no colours: "
+                f"give one for ADE20K's {len(ADE20K)} or COCO's {len(COCO)}"
+            )
         self.inputs = {"task_inputs": _task(name, self.network.config)} if kind == "oneformer" else {}
 
     def __call__(self, image_HWC: Image) -> NDArray[np.int64]:

@@ -50,10 +50,14 @@ def extract(image_HWC: Image, params: Params) -> Image:
 def normals(nearness_HW: NDArray[np.uint8], params: Params) -> Image:
     """The normal map of a depth map, uint8 (H, W), near = bright."""
     nearness = nearness_HW.astype(np.float32) / 255
-    smooth = blurred(nearness, params.smooth) if params.smooth > 0 else nearness
     reach = params.strength * min(nearness.shape)
+    # Slopes go on beyond the border; where it is a mirror, they lie flat there and face the camera.
+    margin = int(4 * params.smooth) + 2
+    wide = np.pad(nearness, margin, mode="reflect", reflect_type="odd")
+    smooth = blurred(wide, params.smooth) if params.smooth > 0 else wide
+    inner = (slice(margin, -margin),) * 2
     # nearness grows to the right: the surface faces left; it grows downwards, as the ground's does: the surface faces up
-    across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axes, scale=reach / 8) for axes in ((1, 0), (0, 1)))
+    across, down = (cv2.Sobel(smooth, cv2.CV_32F, *axes, scale=reach / 8)[inner].copy() for axes in ((1, 0), (0, 1)))
     across[nearness < params.background] = 0
     down[nearness < params.background] = 0
     vectors_HWC = cv2.merge([across, down, np.ones_like(across)])

@@ -6,6 +6,7 @@ Source: Cao et al., "OpenPose", arXiv 1812.08008; Yang and Ramanan, TPAMI 2013 (
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from controls import estimators
@@ -15,8 +16,9 @@ from controls.mistakes import PICTURE
 from core.control import Control, Image, Score, Weights
 from core.openpose import People, draw_people, people_from_openpose
 from core.request import Frozen, Resize
-from core.skeleton import Joints, detect_joints, oks, pck
+from core.skeleton import JOINTS, Joints, detect_joints, oks, pck
 
+MOST_OUTSIDE = 0.25  # of a file's joints; people who are cut off by the picture's edge have fewer
 INVERTED_POSE = "is mostly white, but pose maps are drawn on black: draw it again (limn extract pose FILE.json) or invert it"
 
 
@@ -58,12 +60,42 @@ def _people(estimate: estimators.Estimate, image_HWC: Image, params: Params | No
 def compare(wanted_HWC: Image, got_HWC: Image, params: Params | None = None) -> Score | None:
     """PCK of the people estimated in the picture; None without a loaded estimator, or if the wanted map shows no arm and no leg."""
     estimate = estimators.at_hand("pose", params.estimator if params else "")
-    return None if estimate is None else _score(detect_joints(wanted_HWC), _people(estimate, got_HWC, params).body)
+    return None if estimate is None else _score(_drawn(wanted_HWC), _people(estimate, got_HWC, params).body)
 
 
 def compare_maps(wanted_HWC: Image, got_HWC: Image) -> Score | None:
     """PCK between two drawn maps; None if the wanted one shows no arm and no leg."""
-    return _score(detect_joints(wanted_HWC), detect_joints(got_HWC))
+    return _score(_drawn(wanted_HWC), _drawn(got_HWC))
+
+
+def _drawn(map_HWC: Image) -> Joints:
+    """The people on a drawn map, (P, 18, 2), each in one piece.
+
+    Where a joint is out of sight, what lies beyond it comes apart: it goes to the nearest person who lacks all of its joints. Single discs
+    are left out, for the points of drawn hands have a joint's colour.
+    """
+    found = sorted(detect_joints(map_HWC), key=lambda joints: -int(_seen(joints).sum()))
+    pieces = [joints for joints in found if _seen(joints).sum() > 1] or found
+    people: list[Joints] = []
+    for piece in pieces:
+        near = [(_apart(piece, other), place) for place, other in enumerate(people) if not (_seen(piece) & _seen(other)).any()]
+        distance, place = min(near, default=(np.inf, 0))
+        if near and distance <= float(np.ptp(people[place][_seen(people[place])], axis=0).max()):
+            people[place] = np.where(_seen(piece)[:, None], piece, people[place])
+        else:
+            people.append(piece)
+    return np.array(people).reshape(-1, len(JOINTS), 2)
+
+
+def _seen(joints: Joints) -> NDArray[np.bool_]:
+    seen: NDArray[np.bool_] = np.isfinite(joints[:, 0])
+    return seen
+
+
+def _apart(one: Joints, other: Joints) -> float:
+    """The distance between the nearest joints of two people."""
+    between = one[_seen(one)][:, None] - other[_seen(other)][None]
+    return float(np.hypot(between[..., 0], between[..., 1]).min())
 
 
 def _score(wanted_people: Joints, got_people: Joints) -> Score | None:
@@ -104,6 +136,26 @@ def read_file(data: bytes, width: int, height: int, resize: Resize, params: Para
     return draw_people(people.moved(place(*canvas, width, height, resize).points), width, height)
 
 
+def inspect_file(data: bytes, width: int, height: int, params: Params | None = None) -> tuple[tuple[int, int] | None, str | None]:
+    """The file's canvas, None where it names none, and whether its people stand beside it.
+
+    Raises:
+        BadRequest: not an OpenPose file.
+    """
+    named = people_from_openpose(data, 1, 1)[1]
+    canvas = None if 1 in named else (round(named[0]), round(named[1]))
+    people, (across, down) = people_from_openpose(data, width, height)
+    joints_N2 = people.body[np.isfinite(people.body[..., 0])]
+    outside = ((joints_N2 < 0) | (joints_N2 > (across, down))).any(axis=1)
+    if not len(joints_N2) or outside.mean() <= MOST_OUTSIDE:
+        return canvas, None
+    which = f"its canvas of {across:g}x{down:g}" if canvas else f"{across:g}x{down:g}, and it names no canvas"
+    return canvas, (
+        f"has {int(outside.sum())} of {len(joints_N2)} joints outside {which}: set canvas_width and canvas_height in it to the size of the "
+        "picture that they were found in"
+    )
+
+
 def looks_finished(image_HWC: Image) -> bool:
     """Whether this is a drawn pose already: at least half black, and at least four joints' discs joined into a person."""
     if float((image_HWC.max(axis=2) < 16).mean()) < 0.5:
@@ -135,8 +187,10 @@ CONTROL = Control(
     },
     resample="nearest",
     available=available,
+    marks=True,
     looks_finished=looks_finished,
     mistake=mistake,
     own_file=own_file,
     read_file=read_file,
+    inspect_file=inspect_file,
 )

@@ -11,7 +11,10 @@ from pydantic import Field
 
 from controls.metrics import colours as compare_maps
 from core.control import Control, Image, Weights, by_extraction
+from core.errors import BadImage
 from core.request import Frozen
+
+LONGEST_PX = 2**15 - 2  # cv2.remap counts in 16 bits
 
 
 class Params(Frozen):
@@ -22,8 +25,14 @@ class Params(Frozen):
 
 
 def extract(image_HWC: Image, params: Params) -> Image:
-    """The picture pulled about: RGB uint8 HWC in and out; equal seeds give equal flows."""
+    """The picture pulled about: RGB uint8 HWC in and out; equal seeds give equal flows.
+
+    Raises:
+        BadImage: a side is too long for OpenCV.
+    """
     height, width = image_HWC.shape[:2]
+    if max(height, width) > LONGEST_PX:
+        raise BadImage(f"a picture of {width}x{height} cannot be shuffled: make its sides {LONGEST_PX} pixels at most")
     rng = np.random.default_rng(params.seed)
     x, y = (_field(rng, (height, width), params.wave) * np.float32(side - 1) for side in (width, height))
     shuffled: Image = cv2.remap(np.ascontiguousarray(image_HWC), x, y, cv2.INTER_LINEAR)

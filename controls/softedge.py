@@ -61,6 +61,7 @@ CONTROL = Control(
     compare=compare,
     compare_maps=compare_maps,
     weights={"sd": Weights("lllyasviel/control_v11p_sd15_softedge")},
+    marks=True,
     looks_finished=looks_like_soft_lines,
     mistake=soft_mistake,
 )

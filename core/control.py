@@ -50,20 +50,33 @@ class ReadFile(Protocol):
     def __call__(self, data: bytes, width: int, height: int, resize: Resize, params: Any = None) -> Image: ...
 
 
+class InspectFile(Protocol):
+    """The kind's own file, the size that is drawn and the settings → the file's (width, height), and what is wrong with it, as `mistake`.
+
+    The size is None where the file does not say.
+    """
+
+    def __call__(self, data: bytes, width: int, height: int, params: Any = None) -> tuple[tuple[int, int] | None, str | None]: ...
+
+
 def always(params: Any = None) -> bool:
     """The extractor needs nothing that could be missing."""
     return True
 
 
-def by_extraction(
-    settings: type[Frozen], extract: Callable[[Image, Any], Image], compare_maps: Callable[[Image, Image], Score | None]
-) -> Compare:
+@dataclass(frozen=True)
+class ByExtraction:
     """The usual `compare`: extract from the picture with the same settings (by default those of `settings`) and compare the two maps."""
 
-    def compare(wanted_HWC: Image, got_HWC: Image, params: Any = None) -> Score | None:
-        return compare_maps(wanted_HWC, extract(got_HWC, settings.model_validate({}) if params is None else params))
+    settings: type[Frozen]
+    extract: Callable[[Image, Any], Image]
+    compare_maps: Callable[[Image, Image], Score | None]
 
-    return compare
+    def __call__(self, wanted_HWC: Image, got_HWC: Image, params: Any = None) -> Score | None:
+        return self.compare_maps(wanted_HWC, self.extract(got_HWC, self.settings.model_validate({}) if params is None else params))
+
+
+by_extraction = ByExtraction
 
 
 @dataclass(frozen=True)
@@ -76,7 +89,10 @@ class Control:
     `resample` is how a finished map is resized: "area" for continuous values, "nearest" for labels and colours that mean something,
     "lines" for white one-pixel lines on black, which must outlive shrinking. `looks_finished` tells such a map from a picture, where
     that is possible; `mistake` says what is wrong with a map that is said to be finished, and the remedy, in a sentence without its
-    subject ("looks like …"), or None. `own_file` knows the kind's own file format by a file's first 64 bytes, `read_file` reads it.
+    subject ("looks like …"), or None. `own_file` knows the kind's own file format by a file's first 64 bytes, `read_file` reads it,
+    `inspect_file` looks for mistakes in it.
+    `marks` says that the map is something drawn on black, measured with its surroundings: outside a region it is blacked out, where of
+    other maps only the region's own pixels are compared; lines are always marks.
     `finish` makes the drawn picture keep what the control promises of its pixels: (picture, map, settings) → picture.
     Source of the contract: docs/architecture.md.
     """
@@ -93,6 +109,8 @@ class Control:
     mistake: Callable[[Image], str | None] | None = None
     own_file: Callable[[bytes], bool] | None = None
     read_file: ReadFile | None = None
+    inspect_file: InspectFile | None = None
+    marks: bool = False
     finish: Callable[[Image, Image, Any], Image] | None = None
 
     @property

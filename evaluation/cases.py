@@ -58,7 +58,7 @@ class Scenes:
     count: int
 
     def __len__(self) -> int:
-        return self.count
+        return max(0, self.count)
 
     def described(self) -> dict[str, object]:
         return {"pictures": "toyland's held-out scenes", "count": self.count}
@@ -93,6 +93,8 @@ class Pictures:
         Raises:
             BadRequest: no folder, no pictures, or one without a caption.
         """
+        if count < 1:
+            raise BadRequest(f"count = {count}: give 1 at least")
         if not folder.is_dir():
             raise BadRequest(f"{str(folder)!r} is no folder: give one with pictures and, beside each, its caption as .txt")
         paths = tuple(path for path in sorted(folder.iterdir()) if path.suffix.lower() in SUFFIXES)[:count]

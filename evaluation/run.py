@@ -4,7 +4,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,7 @@ def evaluate(
         raise BadRequest("no kind of control is named: give --controls canny,depth,…")
     for kind in (*settings.kinds, *settings.controlnets):
         controls.get(kind)
+    settings = replace(settings, kinds=tuple(dict.fromkeys(settings.kinds)))  # a kind that is named twice is measured once
     described = _described(settings, cases)
     notes = Notes(output_folder(out) / NOTES, described)
     batches = [range(start, min(start + TOGETHER, len(cases))) for start in range(0, len(cases), TOGETHER)]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import PIL.Image
 
+from controls.fidelity import compare
 from controls.prepare import Prepared, settled
 from core.control import Image
 from core.errors import Cancelled
@@ -81,7 +82,8 @@ class Job:
         scores, records = [], []
         for unit, prepared in zip(request.controls, self.maps, strict=True):
             control, params = kind_of(unit)
-            score = control.compare(prepared.map_HWC, image_HWC, settled(control, params, request.model))
+            params = settled(control, params, request.model)
+            score = compare(control, prepared.map_HWC, image_HWC, params, where_HW=prepared.mask_HW, scale=prepared.scale)
             scores.append(score)
             records.append(
                 ControlRecord(

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 
 import controls
+from controls.fidelity import seen
 from controls.overlay import overlay
-from controls.prepare import load_map
+from controls.prepare import load_map, settled
 from core.control import Image
 from core.errors import BadRequest
 from core.images import decode, read_png_text
@@ -71,11 +72,11 @@ def overlays(path: Path) -> list[tuple[Image, str]]:
     found = []
     for unit in record.request.controls:
         control = controls.get(unit.kind)
-        if not control.available():
-            continue
-        wanted_HWC = load_map(unit, drawn_HWC.shape[1], drawn_HWC.shape[0], model=record.request.model).map_HWC
-        got_HWC = control.extract(drawn_HWC, control.parse_params(unit.params))
-        found.append((np.ascontiguousarray(overlay(control, wanted_HWC, got_HWC)), f"{unit.kind}: orange is missing, blue is too much"))
+        params = settled(control, control.parse_params(unit.params), record.request.model)
+        wanted = load_map(unit, drawn_HWC.shape[1], drawn_HWC.shape[0], model=record.request.model)
+        if (got_HWC := seen(control, drawn_HWC, params, wanted.scale)) is not None:
+            shown_HWC = overlay(control, wanted.map_HWC, got_HWC)
+            found.append((np.ascontiguousarray(shown_HWC), f"{unit.kind}: orange is missing, blue is too much"))
     return found
 
 

@@ -152,6 +152,22 @@ def test_extract_is_the_control_itself(capsys: pytest.CaptureFixture[str]) -> No
     assert decode(Path("map.png")).shape == (72, 64, 3)
 
 
+def test_extract_reads_a_kinds_own_file_at_its_own_size(capsys: pytest.CaptureFixture[str]) -> None:
+    """The remedy that is named for a pose map on white."""
+    people = [{"pose_keypoints_2d": [value for i in range(18) for value in (20 + 4 * i, 10 + 3 * i, 1)]}]
+    Path("pose.json").write_text(json.dumps({"people": people, "canvas_width": 120, "canvas_height": 80}))
+    Path("bare.json").write_text(json.dumps({"people": people}))
+    np.save("depth.npy", np.arange(60.0 * 40).reshape(40, 60))
+    assert limn("extract", "pose", "pose.json", "-o", "pose.png") == 0
+    assert decode(Path("pose.png")).shape == (80, 120, 3)
+    assert limn("extract", "depth", "depth.npy", "-o", "depth.png") == 0
+    assert decode(Path("depth.png")).shape == (40, 60, 3)
+    assert capsys.readouterr().err == ""
+    assert limn("extract", "pose", "bare.json") == 2
+    assert "give --size WxH" in capsys.readouterr().err
+    assert limn("extract", "pose", "bare.json", "--size", "128x96") == 0
+
+
 def test_extract_alone_lists_kinds_and_settings(capsys: pytest.CaptureFixture[str]) -> None:
     assert limn("extract") == 0
     shown = capsys.readouterr().out

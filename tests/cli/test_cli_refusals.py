@@ -145,6 +145,8 @@ def test_a_full_disk_leaves_nothing_half_written(house: Path, capsys: pytest.Cap
         (["extract", "canny", "photo.png", "low"], "write KEY=VALUE"),
         (["extract", "pose", "photo.png"], "no pose estimator"),
         (["extract", "canny", "photo.png", "--resize", "squeeze"], "squeeze"),
+        (["extract", "canny", "photo.png", "--size", "0x64"], "a map of 0x64: sides of 1 to"),
+        (["extract", "canny", "photo.png", "--size", "99999x99999"], "a map of 99999x99999: sides of 1 to"),
         (["toyland", "build", "--count", "0", "--out", "data"], "count = 0"),
         (["toyland", "train", "--only", "bace", "--run", "run"], "did you mean 'base'?"),
         (["toyland", "train", "--recipe", "gup", "--run", "run"], "unknown recipe 'gup'"),

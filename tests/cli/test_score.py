@@ -51,6 +51,27 @@ def test_a_picture_that_was_moved_with_its_map_is_still_scored(house: Path, caps
     assert "which is not there any more: say what to hold it against with --control" in capsys.readouterr().err
 
 
+def test_the_mask_of_the_record_is_found_again_too(house: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another mask is another measurement."""
+    half = np.zeros_like(decode(Path("photo.png")))
+    half[: len(half) // 2] = 255
+    Path("half.png").write_bytes(encode_png(half))
+    assert limn("render", "-p", "a box", "--model", house / "base", "-c", f"{CONTROL},mask=half.png", *SIZE) == 0
+    (path,) = Path("outputs").iterdir()
+    fidelity = read_record(path).controls[0].fidelity
+    assert fidelity is not None
+    Path("elsewhere").mkdir()
+    for name in ("photo.png", "half.png"):
+        Path(name).rename(Path("elsewhere") / name)
+    moved = path.rename(Path("elsewhere") / path.name)
+    capsys.readouterr()
+    assert limn("score", moved, "--json") == 0
+    assert scores(capsys)[0]["score"] == fidelity.model_dump()
+    Path("elsewhere/half.png").write_bytes(encode_png(255 - half))
+    assert limn("score", moved) == 2
+    assert "was drawn with mask='half.png', which is not there any more" in capsys.readouterr().err
+
+
 def test_the_extracted_picture_itself_scores_all_and_the_overlay_shows_agreement(capsys: pytest.CaptureFixture[str]) -> None:
     assert limn("score", "photo.png", "-c", "canny=edges.png,ready", "-c", "tile=photo.png", "--overlay", "over.png") == 0
     shown = capsys.readouterr().out
@@ -71,6 +92,10 @@ def test_floor_and_ceiling_stand_beside_it_where_the_model_was_measured(
     assert limn("score", "photo.png", "-c", "canny=edges.png,ready", "--model", "model/base", "--json") == 0
     (found,) = scores(capsys)
     assert (found["floor"], found["ceiling"]) == (0.25, 0.875)
+    monkeypatch.setattr(known, "beside", lambda model: Path("model/fidelity.json"))
+    assert limn("score", "photo.png", "-c", "canny=edges.png,ready", "--json") == 0
+    (found,) = scores(capsys)
+    assert (found["floor"], found["ceiling"]) == (None, None)  # nobody knows what drew it
     for text in ("{}", "[]", "no JSON", '{"rows": [{"kind": "canny"}]}'):
         Path("model/fidelity.json").write_text(text)
         assert known.bounds("model/base") == {}

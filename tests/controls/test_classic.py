@@ -7,7 +7,7 @@ import pytest
 from controls import blur, colour_grid, inpaint, invert, lineart, lines, mask, normal, recolour, regions, scribble, shuffle, softedge, tile
 from controls import threshold as threshold_kind
 from core.control import Image
-from core.errors import BadRequest
+from core.errors import BadImage, BadRequest
 
 RNG = np.random.default_rng(7)
 NOISE = RNG.integers(0, 256, (64, 96, 3), np.uint8)
@@ -114,6 +114,12 @@ def test_shuffling_keeps_colours_and_follows_its_seed() -> None:
     assert np.mean([tuple(colour) in known for colour in one.reshape(-1, 3).tolist()]) > 0.7  # but for the blended borders
 
 
+def test_a_picture_too_long_to_be_shuffled_is_refused() -> None:
+    with pytest.raises(BadImage, match="40000x2 cannot be shuffled: make its sides 32766 pixels at most"):
+        shuffle.extract(np.zeros((2, 40_000, 3), np.uint8), shuffle.Params())
+    assert shuffle.extract(np.zeros((1, 32_766, 3), np.uint8), shuffle.Params()).shape == (1, 32_766, 3)
+
+
 def test_recolouring_takes_luminance_or_intensity_and_a_gamma() -> None:
     lab = cv2.cvtColor(NOISE, cv2.COLOR_RGB2LAB)[..., 0]
     np.testing.assert_array_equal(recolour.extract(NOISE, recolour.Params())[..., 2], lab)
@@ -170,6 +176,9 @@ def test_the_normals_of_a_sphere_and_of_a_plane() -> None:
     ground = np.linspace(0, 255, 200).astype(np.uint8)[:, None, None].repeat(200, 1).repeat(3, 2)
     plane = normal.extract(ground, normal.Params(source="depth"))[100, 100] / 127.5 - 1
     assert plane == pytest.approx([0, 0.7071, 0.7071], abs=0.02)  # rises by its own length: it faces up at 45°
+    for smooth in (0.0, 3.0, 20.0):  # up to its border
+        whole = normal.extract(ground, normal.Params(source="depth", smooth=smooth)) / 127.5 - 1
+        assert np.abs(whole[:, 0] - (0, 0.7071, 0.7071)).max() < (0.2 if smooth == 0 else 0.05)  # unsmoothed, a level is a step
 
 
 def test_regions_are_the_pictures_flat_parts() -> None:

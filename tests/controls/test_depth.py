@@ -40,6 +40,7 @@ def test_rmse_is_the_residual_of_the_regression() -> None:
 def test_flat_maps() -> None:
     flat = np.full((48, 64, 3), 90, np.uint8)
     assert depth.compare_maps(flat, flat).value == 1.0
+    assert depth.compare_maps(flat, ramp(0, 255)) is None  # any depth is a flat one at scale 0
     assert depth.compare_maps(ramp(0, 255), flat).value == pytest.approx(0.0, abs=1e-9)
 
 

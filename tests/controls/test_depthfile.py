@@ -65,6 +65,43 @@ def test_eight_bit_pictures_are_no_depth_files(tmp_path: Path) -> None:
     assert not is_depth_file((tmp_path / "grey.png").read_bytes()[:64])
 
 
+@pytest.mark.parametrize("shape", [(64, 96), (1, 64, 96), (64, 96, 1)])
+def test_a_transposed_array_is_read_as_numpy_reads_it(shape: tuple[int, ...]) -> None:
+    """`numpy.save` keeps the order in memory, as of `depth.T`."""
+    values = (ramp() * np.linspace(1, 2, 64)[:, None]).reshape(shape)
+    np.testing.assert_array_equal(read(npy(np.asfortranarray(values))), read(npy(values)))
+
+
+def test_a_column_stays_a_column() -> None:
+    column = np.linspace(0, 1, 64)[:, None]
+    np.testing.assert_array_equal(read(npy(column), width=1)[:, 0], np.rint(255 * column[:, 0]))
+
+
+def ground() -> np.ndarray:
+    """Metres of a street: far at the top, near at the bottom."""
+    return np.repeat(np.linspace(40, 2, 64)[:, None], 96, axis=1)
+
+
+@pytest.mark.parametrize(("values", "wrong"), [(ground(), "nearness"), (1 / ground(), "distance")], ids=["metres", "nearness"])
+@pytest.mark.parametrize("suffix", [".npy", ".png"])
+def test_depth_with_its_far_end_bright_is_noticed_in_a_file_too(tmp_path: Path, values: np.ndarray, wrong: str, suffix: str) -> None:
+    path = tmp_path / f"street{suffix}"
+    levels = (values / values.max() * 60000).astype(np.uint16)
+    path.write_bytes(npy(values) if suffix == ".npy" else cv2.imencode(".png", levels)[1].tobytes())
+    for setting in ("nearness", "distance"):
+        for resize in ("crop", "fill"):
+            unit = ControlUnit(kind="depth", image=path, params={"values": setting}, resize=resize)
+            said = load_map(unit, 96, 64).warnings
+            if setting == wrong:
+                assert said[0].startswith(f"street{suffix} has its")
+                assert "values=distance if they are" in said[0]
+            else:
+                assert said == ()
+    right = {"nearness": "distance", "distance": "nearness"}[wrong]
+    (narrow,) = load_map(ControlUnit(kind="depth", image=path, params={"values": right}), 64, 64).warnings
+    assert f"street{suffix} is 96x64 and loses 33% to fit 64x64" in narrow
+
+
 def test_flat_depth_is_far() -> None:
     assert not read(npy(np.full((64, 96), 3.5))).any()
 
@@ -83,7 +120,6 @@ def test_flat_depth_is_far() -> None:
         (npy(ramp())[:-50], "ends early"),
         (npy(ramp())[:20], "no readable .npy"),
         (npy(ramp()).replace(b"(64, 96)", b"(64, 1e9)"), "no readable|ends early|over the limit"),
-        (npy(np.asfortranarray(ramp())), "no readable"),
         (b"\x93NUMPY\x01\x00\xff\xff", "no readable"),
     ],
 )

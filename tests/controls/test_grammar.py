@@ -24,6 +24,10 @@ from core.request import ControlUnit
         ("canny=john's,weight=0.5", ControlUnit(kind="canny", image=Path("john's"), weight=0.5)),
         ('canny="say "hi".png"', ControlUnit(kind="canny", image=Path('say "hi".png'))),
         ("pose=p.png, ready=false , mode=prompt, resize=fill", ControlUnit(kind="pose", image=Path("p.png"), mode="prompt", resize="fill")),
+        ("mask=m.png,canny=a.png", ControlUnit(kind="canny", image=Path("a.png"), mask=Path("m.png"))),  # in any order
+        ("threshold=20,scribble=a.png", ControlUnit(kind="scribble", image=Path("a.png"), params={"threshold": 20})),
+        ("mask=m.png,threshold=a.png", ControlUnit(kind="threshold", image=Path("a.png"), mask=Path("m.png"))),
+        ("mask=a.png,left=0.2", ControlUnit(kind="mask", image=Path("a.png"), params={"left": 0.2})),
     ],
 )
 def test_understood(text: str, unit: ControlUnit) -> None:

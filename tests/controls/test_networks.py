@@ -239,3 +239,13 @@ def test_what_is_not_there_or_does_not_fit_is_said_in_one_line(net: Callable[[st
     (tmp_path / "preprocessor_config.json").write_text("{")
     with pytest.raises(BadModel, match=r"preprocessor_config\.json cannot be read"):
         Preprocessing.read(str(tmp_path))
+
+
+def test_a_network_for_other_classes_is_refused(net: Callable[[str], str], tmp_path: Path) -> None:
+    """Cityscapes' 19 would be painted as ADE20K's first 19, and the ControlNet would read other things."""
+    import transformers
+
+    config = transformers.SegformerConfig.from_pretrained(net("segformer"), num_labels=19)
+    transformers.SegformerForSemanticSegmentation(config).save_pretrained(tmp_path / "cityscapes")
+    with pytest.raises(BadModel, match=r"knows 19 classes, .*ADE20K's 150 or COCO's 133"):
+        networks.Segmentation(str(tmp_path / "cityscapes"))

@@ -7,6 +7,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+import PIL.Image
 import pytest
 
 import controls
@@ -103,6 +104,17 @@ def test_warnings(save: Any) -> None:
     assert "canny map of blank.png is empty (all black)" in load(blank).warnings[0]
 
 
+def test_a_region_that_is_nowhere_is_noticed(save: Any) -> None:
+    mask = save(np.zeros((96, 128, 3), np.uint8), "mask.png")
+    (said,) = load(save(picture()), mask=mask).warnings
+    assert said.startswith("the mask mask.png of picture.png is all black: canny acts nowhere")
+    painted = np.zeros((96, 128, 4), np.uint8)
+    painted[30:60, 30:60] = 255  # white on nothing, as paint programs save a selection
+    PIL.Image.fromarray(painted).save(mask)
+    (said,) = load(save(picture()), mask=mask).warnings
+    assert said.startswith("the mask mask.png of picture.png is all white, as its transparent parts are: canny acts everywhere")
+
+
 def test_refusals(save: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(estimators, "LOADERS", {})
     with pytest.raises(BadRequest, match=r"unknown control 'cany': did you mean 'canny'\?"):
@@ -165,6 +177,22 @@ def test_the_default_estimator_follows_the_model_and_is_recorded(save: Any) -> N
     edges = controls.get("canny")
     assert settled(edges, edges.parse_params({}), "a/b") == edges.parse_params({})
     assert load(save(picture())).params == {"low": 100, "high": 200, "automatic": False, "scales": 1}
+
+
+def test_an_estimator_that_is_not_asked_is_not_recorded(save: Any) -> None:
+    cut = load_map(ControlUnit(kind="mask", image=save(picture())), 128, 96, model="owner/real-model")
+    assert (cut.params["method"], cut.params["estimator"]) == ("colour", "")
+    thing = controls.get("mask")
+    named = settled(thing, thing.parse_params({"method": "network"}), "owner/real-model")
+    assert named.model_dump()["estimator"] == estimators.PUBLISHED["mask"]
+
+
+def test_a_processor_resolution_of_a_narrow_picture_is_limited(save: Any) -> None:
+    """Its longer side would have had a million pixels."""
+    strip = save(np.zeros((1, 8000, 3), np.uint8))
+    with pytest.raises(BadRequest, match=r"processor_px = 2048: .* in 1048576x2048, over the limit of 16.8 Mpx"):
+        load(strip, width=512, height=512, resize="fill", processor_px=2048)
+    assert load(strip, width=512, height=512, resize="fill", processor_px=64).map_HWC.shape == (512, 512, 3)
 
 
 def test_a_kinds_own_file_is_known_by_its_content(tmp_path: Path) -> None:

@@ -145,9 +145,19 @@ def test_a_run_that_was_stopped_goes_on_and_another_does_not(
     ]
 
 
-def test_mistakes_are_told_before_anything_is_drawn(model: str, tmp_path: Path) -> None:
-    with pytest.raises(BadRequest, match="count = 0"):
-        evaluate(Settings(), Scenes(0), tmp_path)
+def test_a_kind_that_is_named_twice_is_measured_once(model: str, photos: Path, tmp_path: Path) -> None:
+    """Its pictures counted twice, which made the interval narrower than it is."""
+    settings = Settings(model=model, kinds=("canny", "canny"), sweep=0, fields=FIELDS, opening=Opening("cpu"))
+    (row,) = evaluate(settings, Pictures.read(photos, 2), tmp_path / "out", workers=1).rows
+    assert (row.kind, row.count) == ("canny", 2)
+
+
+def test_mistakes_are_told_before_anything_is_drawn(model: str, photos: Path, tmp_path: Path) -> None:
+    for count in (0, -1):
+        with pytest.raises(BadRequest, match="count = 0"):
+            evaluate(Settings(), Scenes(count), tmp_path)
+        with pytest.raises(BadRequest, match=f"count = {count}: give 1 at least"):
+            Pictures.read(photos, count)  # -1 left out the last one
     with pytest.raises(BadRequest, match="seeds = 0"):
         evaluate(Settings(seeds=0), Scenes(1), tmp_path)
     with pytest.raises(BadRequest, match="did you mean 'canny'"):

@@ -11,6 +11,7 @@ import pytest
 import cli
 from core.errors import BadImage, BadRequest
 from core.images import encode_png
+from core.provenance import ControlRecord, Record, WeightFile, write_picture
 from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest
 from web import pictures, sizes
 
@@ -157,3 +158,25 @@ def test_an_aspect_keeps_the_area(aspect: str, size: tuple[int, int]) -> None:
     assert 0.8 < width * height / (size[0] * size[1]) < 1.25
     assert abs(width / height / sizes.ASPECTS[aspect] - 1) < 0.2
     assert RenderRequest(width=width, height=height)
+
+
+def test_what_is_shown_beside_the_wanted_map_was_found_as_it_was(tmp_path: Path) -> None:
+    """At the same resolution, and by the same network: toyland's own does not speak for another model's pictures."""
+    drawn_HWC = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    (tmp_path / "source.png").write_bytes(encode_png(drawn_HWC))
+    finished = np.repeat(np.repeat(np.arange(64, dtype=np.uint8)[:, None, None] * 4, 64, axis=1), 3, axis=2)
+    (tmp_path / "depth.png").write_bytes(encode_png(finished))
+    units = (
+        ControlUnit(kind="canny", image=tmp_path / "source.png", processor_px=128),
+        ControlUnit(kind="depth", image=tmp_path / "depth.png", ready=True),
+    )
+    weights = (WeightFile(part="base", file="unet.safetensors", sha256="0" * 64),)
+    known = [ControlRecord(source_sha256="0" * 64, map_sha256="0" * 64) for _ in units]
+    for model, kinds in (("toyland", ["canny", "depth"]), ("owner/photographs", ["canny"])):
+        request = RenderRequest(width=64, height=64, model=model, controls=units)
+        path = tmp_path / "drawn.png"
+        record = Record(request=request, index=0, seed=0, weights=weights, controls=tuple(known))
+        write_picture(path, drawn_HWC, record)
+        shown = pictures.overlays(path)
+        assert [caption.partition(":")[0] for _, caption in shown] == kinds
+        assert set(np.unique(shown[0][0].reshape(-1, 3), axis=0).ravel()) == {0, 255}  # the picture's own edges: all agree
