@@ -18,11 +18,13 @@ from pipelines.adapters import LoraStack
 from pipelines.autoencoders import other_scale
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.controlnet import UNION_TYPES
+from pipelines.effects import check_control, check_guidance, check_layer, without_effect
 from pipelines.engine import Engine, resolve
 from pipelines.family import Family
 from pipelines.footprint import Footprint, file_bytes, footprint, free_bytes, shown
+from pipelines.guidance import Side, check_weights
 from pipelines.memory import SHARES
-from pipelines.planning import loras_of, stages_of, with_defaults, words_of
+from pipelines.planning import Stage, loras_of, stages_of, with_defaults, words_of
 from pipelines.prompt import parse
 from pipelines.residency import Memory
 from pipelines.schedules import SCHEDULES
@@ -123,11 +125,17 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
         ward.warn("model", f"{str(source.path)!r} holds T5 without its tokenizer, and is drawn without T5: {source.remedy('tokenizer_3')}")
     request = with_defaults(request, family)
     _examine_size(request, family, ward)
+    stages = list[Stage]()
     if not any(finding.about in ("sampler", "schedule", "size") for finding in ward.findings if finding.error):
         with ward.noting("sampler and schedule"):
-            stages_of(request, family)
+            stages = stages_of(request, family)
     _examine_words(request, family, ward)
-    nets = [_examine_control(i, unit, family, ward) for i, unit in enumerate(request.controls)]
+    for about, ask in (("guidance", check_guidance), ("clip_skip", check_layer)):
+        with ward.noting(about):
+            ask(request, family)
+    for about, text in without_effect(request, family, [stage.times.steps for stage in stages]):
+        ward.warn(about, text)
+    nets = [_examine_control(i, unit, family, ward, stages) for i, unit in enumerate(request.controls)]
     if not any(finding.error for finding in ward.findings):
         with ward.noting("controls"):
             stacks = [None if net is None else Stack.of(net.config("")) for net in nets]
@@ -162,7 +170,7 @@ def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
     """The prompts' syntax, their wildcards, and the LoRAs that they and the request name."""
     with ward.noting("prompt"):
         words = words_of(request, 0, ward.around.wildcards)
-        parse(words.prompt, request.steps)
+        check_weights([Side((), part.weight) for part in parse(words.prompt, request.steps).parts])
         parse(words.negative, request.steps, composable=False)
         loras = loras_of(request, words, ward.around.loras(family.checkpoint.path))
         for lora in dict.fromkeys(loras):
@@ -170,26 +178,19 @@ def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
                 stack = LoraStack(family.networks())
                 stack.use([lora])
                 stack.clear()
-    if family.guidance != "classifier_free" and request.negative_prompt.strip() and request.true_cfg_scale == 1.0:
-        ward.warn("negative_prompt", f"{family.title} reads no negative prompt unless true_cfg_scale is above 1: it has no effect here")
-    elif family.guidance == "classifier_free" and request.true_cfg_scale != 1.0:
-        with ward.noting("true_cfg_scale"):
-            raise BadRequest(
-                f"true_cfg_scale = {request.true_cfg_scale:g}: {family.title} is guided by guidance_scale; leave true_cfg_scale at 1"
-            )
 
 
-def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward) -> Checkpoint | None:
+def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward, stages: Sequence[Stage]) -> Checkpoint | None:
     """The control's network, checked against base and kind; None where there is none to load."""
     about = f"control {index} ({unit.kind})"
     with ward.noting(about):
         path = ward.around.find_net(unit, family)
-        if path is None:
-            return None
-        net = open_checkpoint(path)
-        family.check_control(net)
-        net.files("")
-        _check_kind(unit, net, about, ward)
+        net = None if path is None else open_checkpoint(path)
+        if net is not None:
+            family.check_control(net)
+            net.files("")
+            _check_kind(unit, net, about, ward)
+        check_control(unit, net, [(stage.width, stage.height) for stage in stages])
         return net
     return None
 

@@ -27,7 +27,7 @@ from pipelines.prompt import Part, parse
 from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
 from pipelines.stacks import Stack, together
-from pipelines.steering import Steering, united
+from pipelines.steering import Steering, idle_window, united
 from pipelines.wildcards import expand
 
 
@@ -148,6 +148,10 @@ def stages_of(request: RenderRequest, family: Family) -> list[Stage]:
     stages = [Stage(request.width, request.height, sampler, times)]
     if request.hires is not None:
         width, height = (_enlarged(side, request.hires.scale, family.side_px) for side in (request.width, request.height))
+        try:
+            family.latent_shape(width, height)
+        except BadRequest as error:
+            raise BadRequest(f"hires.scale = {request.hires.scale:g}: {error}") from None
         second = _times(request, family, sampler, (width, height), request.hires.steps or request.steps)
         stages.append(Stage(width, height, sampler, second.tail(request.hires.strength)))
     return stages
@@ -200,6 +204,10 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
     scale = _classifier_free_scale(request, family, notes)
     if family.rounding:
         _add(notes, f"the denoising network's weights are rounded: {', '.join(family.rounding)}")
+    windows = [("a control", one.start, one.end) for one in stage.controls if not one.silent]
+    for what, start, end in (*windows, ("guidance", request.guidance_start, request.guidance_end)):
+        if (idle := idle_window(start, end, stage.times.steps)) is not None:
+            _add(notes, f"{what} {idle}")
     steps = max(stage.times.steps, 1)
     prompt, negative = parse(words.prompt, steps), parse(words.negative, steps, composable=False)
     drawing = Drawing(stage.width, stage.height, request.guidance_scale)

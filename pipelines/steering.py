@@ -49,13 +49,7 @@ class Steering:
     _masks: dict[tuple[tuple[int, int], bool], Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.mask_HW is not None and self.control.positive_only:
-            raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
-        if self.layer_weights and len(self.layer_weights) != self.control.levels:
-            raise Mismatch(
-                f"layer_weights has {len(self.layer_weights)} numbers, this ControlNet has {self.control.levels} levels: "
-                "give one for each, outermost first"
-            )
+        check_acts(self.layer_weights, self.control.levels, masked=self.mask_HW is not None, pooled=self.control.positive_only)
 
     @property
     def positive_only(self) -> bool:
@@ -125,9 +119,30 @@ def united(steerings: Sequence[Steering]) -> tuple[Steering, ...]:
     return tuple(found)
 
 
+def check_acts(layer_weights: Sequence[float], levels: int | None, *, masked: bool, pooled: bool) -> None:
+    """Whether a control can act so. levels: None where nobody knows; pooled: it is pooled over the whole picture.
+
+    Raises:
+        Mismatch: a region for a pooled control, or another number of layer weights than the ControlNet has levels.
+    """
+    if masked and pooled:
+        raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
+    if layer_weights and levels is not None and len(layer_weights) != levels:
+        raise Mismatch(
+            f"layer_weights has {len(layer_weights)} numbers, this ControlNet has {levels} levels: give one for each, outermost first"
+        )
+
+
 def inside(i: int, steps: int, start: float, end: float) -> bool:
     """Whether the whole of step i lies between the fractions `start` and `end` of the steps, as diffusers counts."""
     return i / steps >= start and (i + 1) / steps <= end
+
+
+def idle_window(start: float, end: float, steps: int) -> str | None:
+    """What is wrong with a window in which no whole one of the steps lies, without its subject; None for others."""
+    if steps == 0 or any(inside(i, steps, start, end) for i in range(steps)):
+        return None
+    return f"from {start:g} to {end:g} acts in none of the {steps} steps, for no whole one lies in between: widen its window"
 
 
 def level_factors(mode: Mode, levels: int) -> list[float]:
