@@ -63,7 +63,7 @@ class Surroundings:
     """What lies around a request.
 
     find_net: the ControlNet of a control, None for a model that reads maps itself; checks: what is to be asked first, by what it is about;
-    kinds: every kind of control; loras: folders beside a base model; wildcards: their folder; fetch: whether models may be downloaded;
+    kinds: every kind of control; loras, wildcards: their folders, given a base model's; fetch: whether models may be downloaded;
     free: bytes of memory, by default the device's; together: pictures drawn at once.
     """
 
@@ -71,7 +71,7 @@ class Surroundings:
     checks: Sequence[tuple[str, Callable[[], None]]] = ()
     kinds: Sequence[str] = ()
     loras: Callable[[Path], Sequence[Path]] = lambda base: ()
-    wildcards: Path | None = None
+    wildcards: Callable[[Path], Sequence[Path]] = lambda base: ()
     fetch: bool = False
     free: int | None = None
     together: Callable[[RenderRequest], int] = lambda request: 1
@@ -169,7 +169,7 @@ def _examine_size(request: RenderRequest, family: Family, ward: _Ward) -> None:
 def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
     """The prompts' syntax, their wildcards, and the LoRAs that they and the request name."""
     with ward.noting("prompt"):
-        words = words_of(request, 0, ward.around.wildcards)
+        words = words_of(request, 0, ward.around.wildcards(family.checkpoint.path))
         check_weights([Side((), part.weight) for part in parse(words.prompt, request.steps).parts])
         parse(words.negative, request.steps, composable=False)
         loras = loras_of(request, words, ward.around.loras(family.checkpoint.path))

@@ -100,7 +100,7 @@ def with_defaults(request: RenderRequest, family: Family) -> RenderRequest:
     return request.model_copy(update=missing) if missing else request
 
 
-def words_of(request: RenderRequest, index: int, wildcards: Path | None) -> Words:
+def words_of(request: RenderRequest, index: int, wildcards: Sequence[Path]) -> Words:
     """The prompts of the request's picture `index`, wildcards and choices drawn from its seed.
 
     Raises:
@@ -109,7 +109,7 @@ def words_of(request: RenderRequest, index: int, wildcards: Path | None) -> Word
     seed, variation = request.seeds(index)
     drawn_with = seed if variation is None else variation
     return Words(
-        expand(request.prompt, drawn_with, wildcards), expand(request.negative_prompt, drawn_with, wildcards, stream="negative_prompt")
+        expand(request.prompt, drawn_with, *wildcards), expand(request.negative_prompt, drawn_with, *wildcards, stream="negative_prompt")
     )
 
 

@@ -114,6 +114,7 @@ class Renderer:
     def _check(self, request: RenderRequest) -> Job:
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""
         from pipelines import samplers
+        from pipelines.engine import resolve
         from pipelines.memory import explained
         from pipelines.passes import Passes, Source
         from pipelines.planning import loras_of, stages_of, with_controls, with_defaults, words_of
@@ -125,7 +126,8 @@ class Renderer:
         check_files(request)
         for i, unit in enumerate(request.controls):
             check_unit(unit, i)
-        words = [words_of(request, i, next(iter(folders_of("wildcards")), None)) for i in range(request.count)]
+        wildcards = folders_of("wildcards", resolve(request.model))
+        words = [words_of(request, i, wildcards) for i in range(request.count)]
         family = self.base(request.model, request.vae)
         request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):

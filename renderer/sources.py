@@ -18,9 +18,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def folders_of(name: str, base: Path | None = None) -> list[Path]:
-    """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's models."""
+    """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's own two folders."""
+    from pipelines.engine import models_folder
+
     beside = [] if base is None else [base.resolve().parent / name]
-    return [folder for folder in (*beside, Path(name), ROOT / "models" / name) if folder.is_dir()]
+    places = dict.fromkeys(folder.resolve() for folder in (*beside, Path(name), models_folder() / name, ROOT / "models" / name))
+    return [folder for folder in places if folder.is_dir()]
 
 
 def control_folder(unit: ControlUnit, family: "Family", *, fetch: bool = True) -> Path | None:

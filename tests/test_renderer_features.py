@@ -2,6 +2,7 @@
 prompt's syntax, wildcards and LoRAs reach the picture and its record."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +225,27 @@ def test_wildcards_are_drawn_for_each_picture_and_recorded(renderer: Renderer, t
         assert drawn[i].record.infotext().startswith(str(prompts[i]))
     with pytest.raises(BadRequest, match="did you mean 'colour'"):
         one(renderer, prompt="a __color__ sphere")
+
+
+def test_wildcards_and_loras_lie_in_folders_of_several_places(
+    renderer: Renderer, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the base model, in the working directory, in Limn's own folder; the first that has a name is asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMN_MODELS", str(tmp_path / "own"))
+    beside, here, own = models / "wildcards", tmp_path / "wildcards", tmp_path / "own" / "wildcards"
+    for folder, name in ((beside, "beside"), (here, "here"), (own, "own")):
+        folder.mkdir(parents=True)
+        (folder / f"{name}.txt").write_text(name)
+        (folder / "all.txt").write_text(name)
+    prompt = "__beside__ __here__ __own__ __all__"
+    try:
+        assert renderer.render(request(prompt=prompt))[0].record.prompt == "beside here own beside"
+        assert [finding.text for finding in renderer.examine(request(prompt=prompt)) if finding.error] == []
+    finally:
+        shutil.rmtree(beside)
+    build_lora(tmp_path / "own" / "loras" / "kept.safetensors")
+    assert renderer.render(request(prompt="a cube <lora:kept>"))[0].record.weights[-1].file == "kept.safetensors"
 
 
 def build_lora(path: Path, seed: int = 0) -> Path:
