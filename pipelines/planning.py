@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.errors import BadRequest
+from core.provenance import ROUNDED
 from core.request import MAX_SIZE_PX, ControlUnit, RenderRequest
 from core.stack import stacked
 from pipelines import samplers
@@ -124,6 +125,16 @@ def loras_of(request: RenderRequest, words: Words, folders: Sequence[Path]) -> t
     return (*asked, *named)
 
 
+def embeddings_of(words: Words, steps: int, family: Family) -> list[Path]:
+    """The files of the textual inversions that a picture's prompts name, where its family has any."""
+    inversions = getattr(family, "inversions", None)
+    if inversions is None:
+        return []
+    parts = [*parse(words.prompt, steps).parts, *parse(words.negative, steps, composable=False).parts]
+    texts = [wording.text for part in parts for _, wording in part.wordings]
+    return [inversion.path for text in texts for inversion in inversions.used(text)]
+
+
 def _or(value: float | None, default: float) -> float:
     return default if value is None else value
 
@@ -203,7 +214,7 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
     """
     scale = _classifier_free_scale(request, family, notes)
     if family.rounding:
-        _add(notes, f"the denoising network's weights are rounded: {', '.join(family.rounding)}")
+        _add(notes, f"{ROUNDED}{', '.join(family.rounding)}")
     windows = [("a control", one.start, one.end) for one in stage.controls if not one.silent]
     for what, start, end in (*windows, ("guidance", request.guidance_start, request.guidance_end)):
         if (idle := idle_window(start, end, stage.times.steps)) is not None:

@@ -248,6 +248,33 @@ def test_wildcards_and_loras_lie_in_folders_of_several_places(
     assert renderer.render(request(prompt="a cube <lora:kept>"))[0].record.weights[-1].file == "kept.safetensors"
 
 
+def test_embeddings_and_loras_are_recorded_with_the_pictures_that_name_them(renderer: Renderer, models: Path) -> None:
+    """One that was trained on is read anew; a picture of a batch names the files that it would name alone."""
+    from safetensors.torch import save_file
+
+    file = models / "embeddings" / "my-style.safetensors"
+    file.parent.mkdir()
+    build_lora(models / "loras" / "own.safetensors")
+    asked, drawn = request(prompt="a {cube <lora:own>|(my-style:1.2) cube}", count=6), []
+    try:
+        for seed in (0, 1):
+            save_file({"emb_params": torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))}, file)
+            drawn.append(renderer.render(asked))
+            for picture in drawn[-1]:
+                words, named = str(picture.record.prompt), {weight.part: weight for weight in picture.record.weights[3:]}
+                assert set(named) == ({"lora 0"} if "lora" in words else {"embedding 0"})
+                alone = renderer.render(request(prompt=words, seed=picture.record.seed))[0].record
+                assert alone.weights == picture.record.weights
+                assert alone.file_name() == picture.record.file_name()
+    finally:
+        shutil.rmtree(file.parent)
+    for before, after in zip(*drawn, strict=True):
+        same = "lora" in str(before.record.prompt)
+        assert (before.record.file_name() == after.record.file_name()) == same
+        assert np.array_equal(pixels(before), pixels(after)) == same
+    assert len({picture.record.prompt for picture in drawn[0]}) == 2
+
+
 def build_lora(path: Path, seed: int = 0) -> Path:
     """A LoRA of rank 2 for the tiny UNet's cross-attention."""
     from safetensors.torch import save_file
