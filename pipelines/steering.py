@@ -27,6 +27,14 @@ class Joins(Protocol):
         ...
 
 
+@runtime_checkable
+class Fades(Protocol):
+    """A prepared control that fades towards the outer levels by a curve of its own, outermost first; empty for the usual one."""
+
+    @property
+    def fade(self) -> Sequence[float]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Steering:
     """One prepared control and how it acts: from the fraction `start` of the steps to `end`, where `mask_HW` (0 … 1) lets it.
@@ -78,7 +86,9 @@ class Steering:
         found = self.control.residuals(x, t, text)
         levels = sum(map(len, found.values()))
         weights = self.layer_weights or (1.0,) * levels
-        factors = iter([self.weight * own * factor for own, factor in zip(weights, level_factors(self.mode, levels), strict=True)])
+        fade = self.control.fade if isinstance(self.control, Fades) else ()
+        curve = level_factors(self.mode, levels, fade)
+        factors = iter([self.weight * own * factor for own, factor in zip(weights, curve, strict=True)])
         cells = (x.shape[-2] // self.control.patch, x.shape[-1] // self.control.patch)
         return {name: [self._scaled(one, next(factors), cells) for one in group] for name, group in found.items()}
 
@@ -145,14 +155,16 @@ def idle_window(start: float, end: float, steps: int) -> str | None:
     return f"from {start:g} to {end:g} acts in none of the {steps} steps, for no whole one lies in between: widen its window"
 
 
-def level_factors(mode: Mode, levels: int) -> list[float]:
-    """The factor on the residual of each level, outermost first, the middle last.
+def level_factors(mode: Mode, levels: int, fade: Sequence[float] = ()) -> list[float]:
+    """The factor on the residual of each level, outermost first, the middle last. fade: a control's own in the modes that fade it.
 
     Source: sd-webui-controlnet, hook.py, 0.825^(12 − i) for its 13 levels, here counted from the middle for any number of them; diffusers,
     ControlNetModel, logspace(−1, 0) for guess mode.
     """
     if mode == "guess":
         return [10.0 ** (level / (levels - 1) - 1.0) for level in range(levels)] if levels > 1 else [1.0]
+    if mode != "balanced" and fade:
+        return list(fade)
     return [1.0 if mode == "balanced" else PROMPT_FADE ** (levels - 1 - level) for level in range(levels)]
 
 

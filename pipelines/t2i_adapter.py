@@ -15,6 +15,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.controlnet import HOLE, hint_pixels
 from pipelines.family import Hint, Place, Residuals, Text
 
+FADE = (0.25, 0.62, 0.825, 1.0)  # of the four features in sd-webui-controlnet's unbalanced modes, outermost first
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as pictures are turned to grey everywhere
 
 
@@ -81,6 +82,11 @@ class SteeredAdapter:
     def patch(self) -> int:
         """Features are feature maps."""
         return 1
+
+    @property
+    def fade(self) -> tuple[float, ...]:
+        """See `pipelines.steering.Fades`; published adapters make four features, others fade as ControlNets do."""
+        return FADE if self.levels == len(FADE) else ()
 
     def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """The features, the same at every step; unscaled."""
