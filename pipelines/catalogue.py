@@ -53,7 +53,7 @@ class Installed:
         for file in self.files:
             known = known_hash(file)
             found[self.within(file)] = known or sha256_file(file)
-            if known is None and self.source == "folder":
+            if known is None and self.source == "folder" and str(file) not in _remembered():  # what was first seen stays, for `check`
                 _remember(file, found[self.within(file)])
         return found
 
@@ -162,7 +162,7 @@ def _described_file(path: Path, name: str, source: Source) -> Installed:
     try:
         header = Header.read(path)
         if any("lora" in key for key in header.shapes):
-            return Installed(name, "lora", "", source, path, (path,))
+            return Installed(name.removeprefix("loras/"), "lora", "", source, path, (path,))
         checkpoint = open_checkpoint(path)
         config = {"_class_name": checkpoint.classes[""]}
         if "Pipeline" in config["_class_name"]:

@@ -85,7 +85,8 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> P
     refuse_pickle(path)
     if path.is_file():
         return path
-    for installed in (models_folder() / model, *(models_folder() / f"{model}{ending}" for ending in FILES)):
+    own = [TOYLAND.parent / model] if model.startswith(f"{TOYLAND.name}/") else []
+    for installed in (*own, models_folder() / model, *(models_folder() / f"{model}{ending}" for ending in FILES)):
         if not path.is_absolute() and ".." not in path.parts and installed.exists():
             return installed
     name, _, pinned = model.partition("@")
