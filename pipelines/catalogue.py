@@ -109,12 +109,13 @@ def known_hash(file: Path) -> str | None:
 
 
 def _in_folder(root: Path, source: Source) -> Iterator[Installed]:
-    """Models in folders and single files, at any depth; a folder that is a model is not looked into."""
-    waiting = sorted(root.iterdir()) if root.is_dir() else []
+    """Models in folders and single files, at any depth, each once; a folder that is a model is not looked into."""
+    waiting, seen = sorted(root.iterdir()) if root.is_dir() else [], {root.resolve()}
     while waiting:
         path = waiting.pop(0)
-        if path.name.startswith("."):
+        if path.name.startswith(".") or (path.is_dir() and path.resolve() in seen):  # a link may lead back
             continue
+        seen.add(path.resolve())
         found = _described(path, path.relative_to(root).as_posix(), source)
         if found is not None:
             yield found
@@ -222,7 +223,8 @@ def _remembered() -> dict[str, dict[str, Any]]:
         values = json.loads(_index().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
+    entries = values.items() if isinstance(values, dict) else ()
+    return {file: entry for file, entry in entries if isinstance(entry, dict) and entry.keys() >= {"bytes", "mtime_ns", "sha256"}}
 
 
 def _remember(file: Path, sha256: str) -> None:
