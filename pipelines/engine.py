@@ -279,10 +279,10 @@ def _shown(file: Path, folder: Path) -> str:
 def _version(*models: Path | None) -> Version:
     """What models' files are at this moment, by names, bytes and times of change: of a folder all in it, of a file those beside it too."""
     found = []
-    for model in models:
-        folder = None if model is None else model if model.is_dir() else model.with_suffix("")
-        inside = [] if folder is None else [file for file in folder.rglob("*") if file.suffix in (*FILES, ".json")]
-        for file in (*([] if model is None or model == folder else [model]), *sorted(inside)):
+    for model in filter(None, models):
+        folder = model if model.is_dir() else model.with_suffix("")
+        within = (*folder.glob("*"), *folder.glob("*/*"))  # as deep as models are
+        for file in (model, *sorted(file for file in within if file.suffix in (*FILES, ".json"))):
             status = file.stat() if file.is_file() else None
             found.append((str(file), status and (status.st_size, status.st_mtime_ns)))
     return tuple(found)
