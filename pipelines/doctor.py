@@ -135,7 +135,8 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
             ask(request, family)
     for about, text in without_effect(request, family, [stage.times.steps for stage in stages]):
         ward.warn(about, text)
-    nets = [_examine_control(i, unit, family, ward, stages) for i, unit in enumerate(request.controls)]
+    steered = stages if request.hires is None or request.hires.with_control else stages[:1]
+    nets = [_examine_control(i, unit, family, ward, steered) for i, unit in enumerate(request.controls)]
     if not any(finding.error for finding in ward.findings):
         with ward.noting("controls"):
             stacks = [None if net is None else Stack.of(net.config("")) for net in nets]

@@ -83,9 +83,11 @@ def without_effect(request: RenderRequest, family: Family, steps: Sequence[int])
         yield "negative_prompt", f"{family.title} reads no negative prompt unless true_cfg_scale is above 1: it has no effect here"
     if request.clip_skip != 1 and family.clip_layer is None:
         yield "clip_skip", f"{family.title} reads no states of CLIP: clip_skip has no effect here"
-    for count in dict.fromkeys(steps):
+    steered = steps if request.hires is None or request.hires.with_control else steps[:1]
+    for count in dict.fromkeys(steered):
         for i, unit in enumerate(request.controls):
             if unit.weight and (idle := idle_window(unit.start, unit.end, count)) is not None:
                 yield f"control {i} ({unit.kind})", f"a control {idle}"
+    for count in dict.fromkeys(steps):
         if (idle := idle_window(request.guidance_start, request.guidance_end, count)) is not None:
             yield "guidance", f"guidance {idle}"

@@ -73,6 +73,11 @@ def test_what_does_nothing_is_said(house: Path) -> None:
     (unguided,) = renderer.render(request(house, guidance_start=0.4, guidance_end=0.6))
     assert unguided.record.notes == (f"guidance {idle}",)
     assert warnings(request(house, units=[{"start": 0.3, "end": 0.7}, {"start": 0.4, "end": 0.6, "weight": 0.0}])) == []
+    second = {"scale": 1.5, "steps": 2, "strength": 1.0}  # of whose two steps the window holds one
+    assert warnings(request(house, units=[{"start": 0.5, "end": 1.0}], hires=second)) == []
+    thin = [{"start": 0.34, "end": 0.67}]
+    assert len(warnings(request(house, steps=9, units=thin, hires=second))) == 1
+    assert warnings(request(house, steps=9, units=thin, hires=second | {"with_control": False})) == []
     assert warnings(request(house, "flux", clip_skip=2)) == ["FLUX.1 reads no states of CLIP: clip_skip has no effect here"]
 
 
