@@ -14,7 +14,7 @@ from typing import Any, Literal
 from core.errors import BadRequest, LimnError, OutOfMemory, unknown_name
 from core.request import ControlUnit, RenderRequest
 from pipelines import samplers
-from pipelines.adapters import LoraStack
+from pipelines.adapters import Lora, LoraStack
 from pipelines.autoencoders import other_scale
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.controlnet import UNION_TYPES
@@ -168,12 +168,13 @@ def _examine_size(request: RenderRequest, family: Family, ward: _Ward) -> None:
 
 
 def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
-    """The prompts' syntax, their wildcards, and the LoRAs that they and the request name."""
+    """The syntax of every picture's prompts, their wildcards, and the LoRAs that they and the request name."""
     with ward.noting("prompt"):
-        words = words_of(request, 0, ward.around.wildcards(family.checkpoint.path))
-        check_weights([Side((), part.weight) for part in parse(words.prompt, request.steps).parts])
-        parse(words.negative, request.steps, composable=False)
-        loras = loras_of(request, words, ward.around.loras(family.checkpoint.path))
+        (wildcards, folders), loras = (find(family.checkpoint.path) for find in (ward.around.wildcards, ward.around.loras)), list[Lora]()
+        for words in dict.fromkeys(words_of(request, i, wildcards) for i in range(request.count)):
+            check_weights([Side((), part.weight) for part in parse(words.prompt, request.steps).parts])
+            parse(words.negative, request.steps, composable=False)
+            loras += loras_of(request, words, folders)
         for lora in dict.fromkeys(loras):
             with ward.noting(f"LoRA {lora.path.stem!r}"):
                 stack = LoraStack(family.networks())

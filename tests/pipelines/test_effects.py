@@ -42,6 +42,7 @@ def request(house: Path, model: str = "base", **values: Any) -> RenderRequest:
         ("sd3", {"clip_skip": 2}, BadRequest, "clip_skip = 2: this model's text encoder allows 1 to 1"),
         ("flux", {"pag_scale": 2.0}, Mismatch, "FLUX.1 has no perturbed-attention guidance: set pag_scale to 0"),
         ("base", {"prompt": "a :-1 AND b :0.5"}, BadRequest, "the weights of the prompt's ANDs add up to 0 or less"),
+        ("base", {"prompt": "{a|(b:2000)}", "count": 6, "seed": 0}, BadRequest, "a prompt's weight comes to 2000: at most 1000"),
         ("base", {"units": [{"layer_weights": [1.0, 1.0]}]}, Mismatch, "layer_weights has 2 numbers, this ControlNet has 5 levels"),
         ("sd3", {"width": 128, "hires": {"scale": 2.0}}, BadRequest, "hires.scale = 2: width = 256: this model draws in patches of 16"),
     ],
