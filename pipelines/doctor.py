@@ -91,7 +91,8 @@ class _Ward:
         try:
             yield
         except LimnError as error:
-            self.findings.append(Finding(about, str(error), error))
+            if (about, str(error)) not in [(one.about, one.text) for one in self.findings]:  # said once
+                self.findings.append(Finding(about, str(error), error))
 
     def warn(self, about: str, text: str) -> None:
         """Something to regret."""
@@ -184,8 +185,7 @@ def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
 
 def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward, stages: Sequence[Stage]) -> Checkpoint | None:
     """The control's network, checked against base and kind; None where there is none to load."""
-    about = f"control {index} ({unit.kind})"
-    with ward.noting(about):
+    with ward.noting(about := f"control {index} ({unit.kind})"):
         path = ward.around.find_net(unit, family)
         net = None if path is None else open_checkpoint(path)
         if net is not None:
