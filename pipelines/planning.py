@@ -42,13 +42,17 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One way from noise to picture: its size in pixels, its noise levels, and the controls that act on it."""
+    """One way from noise to picture: its size in pixels, its noise levels, and the controls that act on it.
+
+    before: the steps of the stage before it, from which the prompt's schedules count on.
+    """
 
     width: int
     height: int
     sampler: Sampler
     times: Times
     controls: tuple[Steering, ...] = ()
+    before: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +168,7 @@ def stages_of(request: RenderRequest, family: Family) -> list[Stage]:
         except BadRequest as error:
             raise BadRequest(f"hires.scale = {request.hires.scale:g}: {error}") from None
         second = _times(request, family, sampler, (width, height), request.hires.steps or request.steps)
-        stages.append(Stage(width, height, sampler, second.tail(request.hires.strength)))
+        stages.append(Stage(width, height, sampler, second.tail(request.hires.strength), before=times.steps))
     return stages
 
 
@@ -220,7 +224,8 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
         if (idle := idle_window(start, end, stage.times.steps)) is not None:
             _add(notes, f"{what} {idle}")
     steps = max(stage.times.steps, 1)
-    prompt, negative = parse(words.prompt, steps), parse(words.negative, steps, composable=False)
+    prompt = parse(words.prompt, steps, before=stage.before)
+    negative = parse(words.negative, steps, composable=False, before=stage.before)
     drawing = Drawing(stage.width, stage.height, request.guidance_scale)
     sides = tuple(_side(request, family, part, drawing, notes) for part in prompt.parts)
     check_weights(sides)

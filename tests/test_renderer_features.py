@@ -20,6 +20,7 @@ from tests import tinymodels
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red sphere left of a blue cube"
+SECOND = ("[a red sphere:snow at night:2.0]", "[a red sphere:snow at night:1.0]")  # the change comes after both passes, or between them
 LATER = (
     "vae",
     "shift",
@@ -207,6 +208,8 @@ def test_prompt_syntax_reaches_the_picture(renderer: Renderer) -> None:
     assert np.abs(drawn("[a red sphere:snow at night:4]") - plain).max() == 0  # the change comes after the last step
     assert np.abs(drawn("[a red sphere:snow at night:2]") - plain).max() > 0
     assert np.abs(drawn("[snow at night:a red sphere:0]") - plain).max() == 0
+    both = {name: pixels(one(renderer, prompt=name, hires=Hires(scale=1.5))) for name in ("a red sphere", *SECOND)}
+    assert [bool(np.abs(both[name] - both["a red sphere"]).max()) for name in SECOND] == [False, True]
     with pytest.raises(BadRequest, match="add up to 0 or less"):
         drawn("a red sphere :1 AND snow :-1")
 
