@@ -66,14 +66,16 @@ class Doctor:
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
         if not any("__" in text or "{" in text for text in texts.values()):
             return []
+        from pipelines.engine import resolve
         from pipelines.wildcards import expand
         from renderer import folders_of
 
-        folder = next(iter(folders_of("wildcards")), None)
+        model = request.model if "model" in request.model_fields_set else self.model
+        folders = folders_of("wildcards", resolve(model, fetch=self.fetch))
         found = []
         for i in range(request.count):
             seed, variation = request.seeds(i)
-            found += [expand(text, seed if variation is None else variation, folder, stream=name) for name, text in texts.items()]
+            found += [expand(text, seed if variation is None else variation, *folders, stream=name) for name, text in texts.items()]
         return found
 
     def _digests(self, request: RenderRequest, model: str) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ class Doctor:
         from pipelines.planning import loras_of, words_of
         from renderer import folders_of
 
-        words = words_of(request, 0, next(iter(folders_of("wildcards")), None))
+        words = words_of(request, 0, folders_of("wildcards", base))
         return [sha256_file(lora.path) for lora in loras_of(request, words, folders_of("loras", base))]
 
 

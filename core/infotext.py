@@ -84,7 +84,7 @@ def _where_asked(request: RenderRequest, variation: int | None) -> dict[str, Any
         settings |= {
             "Denoising strength": hires.strength,
             "Hires upscale": hires.scale,
-            "Hires steps": hires.steps or request.steps,
+            "Hires steps": max(1, int((hires.steps or request.steps) * hires.strength)),  # there, those that are walked
             "Hires upscaler": "Latent" if hires.upscaler == "latent" else "Lanczos",
         }
     return settings
@@ -98,7 +98,7 @@ def _unit(request: RenderRequest, unit: ControlUnit, sha256: str, params: Mappin
         "Model": f"{name} [{sha256[:8]}]" if sha256 else name,
         "Weight": unit.weight,
         "Resize Mode": _RESIZE[unit.resize],
-        "Processor Res": min(request.width, request.height),
+        "Processor Res": unit.processor_px or min(request.width, request.height),
         **{f"Threshold {label}": value for label, value in thresholds.items()},
         "Guidance Start": unit.start,
         "Guidance End": unit.end,

@@ -21,6 +21,7 @@ from core.infotext import infotext
 from core.request import Frozen, RenderRequest, explain
 
 SCHEMA_VERSION: Final = 1
+ROUNDED: Final = "the denoising network's weights are rounded: "  # begins a note on what changes every picture of a model
 _LIBRARIES = ("limn", "torch", "diffusers", "transformers", "numpy", "pillow", "opencv-python")
 _OTHER_BUILDS = {"opencv-python": "opencv-python-headless"}  # the same library without windows
 
@@ -46,7 +47,7 @@ def _version(name: str) -> str | None:
 class WeightFile(Frozen):
     """One file of weights that took part."""
 
-    part: str = Field(description="'base', or 'control 0', 'control 1', … by the control's place in the request, or 'lora 0', …")
+    part: str = Field(description="'base', 'vae', 'control 0', … by the control's place in the request, 'lora 0', …, 'embedding 0', …")
     file: str = Field(description="path inside the model's folder, or the file's name")
     sha256: Sha256
 
@@ -126,6 +127,10 @@ class Record(Frozen):
         settings = self.request.model_dump(mode="json", exclude=elsewhere)
         if self.request.variation_strength > 0.0:  # the number in the name is the variation's
             settings["seed"] = self.seed
+        if self.dtype != "float32":
+            settings["dtype"] = self.dtype
+        if rounded := [note for note in self.notes if note.startswith(ROUNDED)]:
+            settings["rounded"] = rounded
         settings |= {name: own for name in ("prompt", "negative_prompt") if (own := getattr(self, name)) is not None}
         content = [[control.source_sha256, control.mask_sha256] for control in self.controls] + [[self.init_sha256, self.mask_sha256]]
         weights = sorted([weight.part, weight.sha256] for weight in self.weights)

@@ -14,7 +14,7 @@ Resize = Literal["just", "crop", "fill"]
 Upscaler = Literal["latent", "lanczos"]
 Tiles = Literal["auto", "on", "off"]
 
-MAX_SIZE_PX = 4096
+MIN_SIZE_PX, MAX_SIZE_PX = 64, 4096
 MAX_CONTROLS = 8
 MAX_LEVELS = 256  # residuals of a ControlNet; published ones have 6 to 40
 MAX_LORAS = 16
@@ -113,8 +113,8 @@ class RenderRequest(Frozen):
     negative_prompt: str = Field("", max_length=100_000, description="what to keep away from")
     model: str = Field("toyland", description="'toyland', a hub id, a diffusers folder, or a .safetensors or .gguf file")
     vae: str | None = Field(None, description="another autoencoder: hub id, folder or .safetensors; default: the model's own")
-    width: int = Field(128, ge=64, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
-    height: int = Field(128, ge=64, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
+    width: int = Field(128, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
+    height: int = Field(128, ge=MIN_SIZE_PX, le=MAX_SIZE_PX, multiple_of=8, description="pixels")
     steps: int = Field(20, ge=1, le=1000, description="sampler steps")
     sampler: str = Field("euler", description="as in `limn render --help`")
     schedule: str = Field("uniform", description="how the steps are spread over the noise levels")
@@ -207,7 +207,8 @@ def explain(error: ValidationError) -> str:
         value = item.get("input")
         if item["type"] == "multiple_of":
             step = item["ctx"]["multiple_of"]
-            message += f", for example {max(round(item['input'] / step), 1) * step}"
+            example = max(round(item["input"] / step), 1) * step
+            message += f", for example {min(max(example, MIN_SIZE_PX), MAX_SIZE_PX)}"
         shown = f" = {shortened(value)}" if isinstance(value, (int, float, str, bool)) else ""
         parts.append(f"{where}{shown}: {message}" if where else message)
     return "; ".join(parts)

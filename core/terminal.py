@@ -63,7 +63,8 @@ def report(found: "Sequence[tuple[Path, Record]]", more: dict[str, Any], as_json
         return
     filled = table("picture", "prompt", "seed", "fidelity", right=("seed",))
     for path, record in found:
-        filled.add_row(path.name, record.request.prompt, str(record.seed), "\n".join(fidelity_lines(record)))
+        words = record.request.prompt if record.prompt is None else record.prompt
+        filled.add_row(path.name, words, str(record.seed), "\n".join(fidelity_lines(record)))
     show(filled)
     warn(sorted({note for _, record in found for note in record.notes}))
     where = more.get("sheet") or found[0][0].parent

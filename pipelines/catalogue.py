@@ -55,7 +55,7 @@ class Installed:
         for file in self.files:
             known = known_hash(file)
             found[self.within(file)] = known or sha256_file(file)
-            if known is None and self.source == "folder":
+            if known is None and self.source == "folder" and str(file) not in _remembered():  # what was first seen stays, for `check`
                 _remember(file, found[self.within(file)])
         return found
 
@@ -111,12 +111,13 @@ def known_hash(file: Path) -> str | None:
 
 
 def _in_folder(root: Path, source: Source) -> Iterator[Installed]:
-    """Models in folders and single files, at any depth; a folder that is a model is not looked into."""
-    waiting = sorted(root.iterdir()) if root.is_dir() else []
+    """Models in folders and single files, at any depth, each once; a folder that is a model is not looked into."""
+    waiting, seen = sorted(root.iterdir()) if root.is_dir() else [], {root.resolve()}
     while waiting:
         path = waiting.pop(0)
-        if path.name.startswith("."):
+        if path.name.startswith(".") or (path.is_dir() and path.resolve() in seen):  # a link may lead back
             continue
+        seen.add(path.resolve())
         found = _described(path, path.relative_to(root).as_posix(), source)
         if found is not None:
             yield found
@@ -166,7 +167,7 @@ def _described_file(path: Path, name: str, source: Source) -> Installed:
     try:
         header = Header.read(path)
         if any("lora" in key for key in header.shapes) and not reads_maps(header.shapes):
-            return Installed(name, "lora", "", source, path, (path,))
+            return Installed(name.removeprefix("loras/"), "lora", "", source, path, (path,))
         checkpoint = open_checkpoint(path)
         config = {"_class_name": checkpoint.classes[""]}
         if "Pipeline" in config["_class_name"]:
@@ -227,7 +228,8 @@ def _remembered() -> dict[str, dict[str, Any]]:
         values = json.loads(_index().read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return values if isinstance(values, dict) else {}
+    entries = values.items() if isinstance(values, dict) else ()
+    return {file: entry for file, entry in entries if isinstance(entry, dict) and entry.keys() >= {"bytes", "mtime_ns", "sha256"}}
 
 
 def _remember(file: Path, sha256: str) -> None:

@@ -27,14 +27,14 @@ def encode_chat(
     which gives way first. A weight multiplies its tokens' states; BREAK means nothing here.
     """
     before, after = (_ids(tokenizer, words) for words in frame)
-    phrases = [phrase for passage in wording.passages for phrase in passage]
     weights: list[float] = []
     if wording.weighted:
         ids = list(before)
-        for phrase in phrases:
-            new = _ids(tokenizer, phrase.text)
-            ids += new
-            weights += [phrase.weight] * len(new)
+        for i, passage in enumerate(wording.passages):
+            for j, phrase in enumerate(passage):
+                new = _ids(tokenizer, f" {phrase.text}" if i and not j else phrase.text)  # apart, as in `Wording.text`
+                ids += new
+                weights += [phrase.weight] * len(new)
         ids += after
     else:  # in one piece, as it is read without any syntax
         ids = _ids(tokenizer, frame[0] + wording.text + frame[1])

@@ -14,15 +14,17 @@ from typing import Any, Literal
 from core.errors import BadRequest, LimnError, OutOfMemory, unknown_name
 from core.request import ControlUnit, RenderRequest
 from pipelines import samplers
-from pipelines.adapters import LoraStack
+from pipelines.adapters import Lora, LoraStack
 from pipelines.autoencoders import other_scale
 from pipelines.checkpoint import Checkpoint, open_checkpoint
 from pipelines.controlnet import UNION_TYPES
+from pipelines.effects import check_control, check_guidance, check_layer, without_effect
 from pipelines.engine import Engine, resolve
 from pipelines.family import Family
 from pipelines.footprint import Footprint, file_bytes, footprint, free_bytes, shown
+from pipelines.guidance import Side, check_weights
 from pipelines.memory import SHARES
-from pipelines.planning import loras_of, stages_of, with_defaults, words_of
+from pipelines.planning import Stage, loras_of, stages_of, with_defaults, words_of
 from pipelines.prompt import parse
 from pipelines.residency import Memory
 from pipelines.schedules import SCHEDULES
@@ -62,7 +64,7 @@ class Surroundings:
     """What lies around a request.
 
     find_net: the ControlNet of a control, None for a model that reads maps itself; checks: what is to be asked first, by what it is about;
-    kinds: every kind of control; loras: folders beside a base model; wildcards: their folder; fetch: whether models may be downloaded;
+    kinds: every kind of control; loras, wildcards: their folders, given a base model's; fetch: whether models may be downloaded;
     free: bytes of memory, by default the device's; together: pictures drawn at once.
     """
 
@@ -70,7 +72,7 @@ class Surroundings:
     checks: Sequence[tuple[str, Callable[[], None]]] = ()
     kinds: Sequence[str] = ()
     loras: Callable[[Path], Sequence[Path]] = lambda base: ()
-    wildcards: Path | None = None
+    wildcards: Callable[[Path], Sequence[Path]] = lambda base: ()
     fetch: bool = False
     free: int | None = None
     together: Callable[[RenderRequest], int] = lambda request: 1
@@ -90,7 +92,8 @@ class _Ward:
         try:
             yield
         except LimnError as error:
-            self.findings.append(Finding(about, str(error), error))
+            if (about, str(error)) not in [(one.about, one.text) for one in self.findings]:  # said once
+                self.findings.append(Finding(about, str(error), error))
 
     def warn(self, about: str, text: str) -> None:
         """Something to regret."""
@@ -124,11 +127,18 @@ def examine(request: RenderRequest, engine: Engine, around: Surroundings) -> lis
         ward.warn("model", f"{str(source.path)!r} holds T5 without its tokenizer, and is drawn without T5: {source.remedy('tokenizer_3')}")
     request = with_defaults(request, family)
     _examine_size(request, family, ward)
+    stages = list[Stage]()
     if not any(finding.about in ("sampler", "schedule", "size") for finding in ward.findings if finding.error):
         with ward.noting("sampler and schedule"):
-            stages_of(request, family)
+            stages = stages_of(request, family)
     _examine_words(request, family, ward)
-    nets = [_examine_control(i, unit, family, ward) for i, unit in enumerate(request.controls)]
+    for about, ask in (("guidance", check_guidance), ("clip_skip", check_layer)):
+        with ward.noting(about):
+            ask(request, family)
+    for about, text in without_effect(request, family, [stage.times.steps for stage in stages]):
+        ward.warn(about, text)
+    steered = stages if request.hires is None or request.hires.with_control else stages[:1]
+    nets = [_examine_control(i, unit, family, ward, steered) for i, unit in enumerate(request.controls)]
     if not any(finding.error for finding in ward.findings):
         with ward.noting("controls"):
             stacks = [None if net is None else Stack.of(net.config("")) for net in nets]
@@ -162,39 +172,32 @@ def _examine_size(request: RenderRequest, family: Family, ward: _Ward) -> None:
 
 
 def _examine_words(request: RenderRequest, family: Family, ward: _Ward) -> None:
-    """The prompts' syntax, their wildcards, and the LoRAs that they and the request name."""
+    """The syntax of every picture's prompts, their wildcards, and the LoRAs that they and the request name."""
     with ward.noting("prompt"):
-        words = words_of(request, 0, ward.around.wildcards)
-        parse(words.prompt, request.steps)
-        parse(words.negative, request.steps, composable=False)
-        loras = loras_of(request, words, ward.around.loras(family.checkpoint.path))
+        (wildcards, folders), loras = (find(family.checkpoint.path) for find in (ward.around.wildcards, ward.around.loras)), list[Lora]()
+        for words in dict.fromkeys(words_of(request, i, wildcards) for i in range(request.count)):
+            check_weights([Side((), part.weight) for part in parse(words.prompt, request.steps).parts])
+            parse(words.negative, request.steps, composable=False)
+            loras += loras_of(request, words, folders)
         for lora in dict.fromkeys(loras):
             with ward.noting(f"LoRA {lora.path.stem!r}"):
                 stack = LoraStack(family.networks())
                 stack.use([lora])
                 stack.clear()
-    if family.guidance != "classifier_free" and request.negative_prompt.strip() and request.true_cfg_scale == 1.0:
-        ward.warn("negative_prompt", f"{family.title} reads no negative prompt unless true_cfg_scale is above 1: it has no effect here")
-    elif family.guidance == "classifier_free" and request.true_cfg_scale != 1.0:
-        with ward.noting("true_cfg_scale"):
-            raise BadRequest(
-                f"true_cfg_scale = {request.true_cfg_scale:g}: {family.title} is guided by guidance_scale; leave true_cfg_scale at 1"
-            )
 
 
-def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward) -> Checkpoint | None:
+def _examine_control(index: int, unit: ControlUnit, family: Family, ward: _Ward, stages: Sequence[Stage]) -> Checkpoint | None:
     """The control's network, checked against base and kind; None where there is none to load."""
-    about = f"control {index} ({unit.kind})"
-    with ward.noting(about):
+    with ward.noting(about := f"control {index} ({unit.kind})"):
         path = ward.around.find_net(unit, family)
-        if path is None:
-            return None
-        net = open_checkpoint(path)
-        family.check_control(net)
-        net.files("")
-        _check_kind(unit, net, about, ward)
-        if says_tunes(net.config("")):
-            check_parts(unit.mode, unit.layer_weights, masked=unit.mask is not None)
+        net = None if path is None else open_checkpoint(path)
+        if net is not None:
+            family.check_control(net)
+            net.files("")
+            _check_kind(unit, net, about, ward)
+            if says_tunes(net.config("")):
+                check_parts(unit.mode, unit.layer_weights, masked=unit.mask is not None)
+        check_control(unit, net, [(stage.width, stage.height) for stage in stages])
         return net
     return None
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import torch
 
@@ -33,6 +33,7 @@ _FETCHED = ["*.json", "*.txt", "*.safetensors"]
 _LEFT_OUT = ["*.fp16.*", "*.non_ema.*", "safety_checker/*"]
 
 T = TypeVar("T")
+Version: TypeAlias = tuple[tuple[str, tuple[int, int] | None], ...]
 
 
 @cache
@@ -84,7 +85,8 @@ def resolve(model: str, revision: str | None = None, *, fetch: bool = True) -> P
     refuse_pickle(path)
     if path.is_file():
         return path
-    for installed in (models_folder() / model, *(models_folder() / f"{model}{ending}" for ending in FILES)):
+    own = [TOYLAND.parent / model] if model.startswith(f"{TOYLAND.name}/") else []
+    for installed in (*own, models_folder() / model, *(models_folder() / f"{model}{ending}" for ending in FILES)):
         if not path.is_absolute() and ".." not in path.parts and installed.exists():
             return installed
     name, _, pinned = model.partition("@")
@@ -111,7 +113,7 @@ def default_control(base: Path, kind: str) -> Path | None:
 
 
 class Engine:
-    """Loaded models on one place; the least recently used go first.
+    """Loaded models on one place; the least recently used go first, and one whose files have changed is loaded anew.
 
     memory: how base models lie in memory; ControlNets stay on the device.
     """
@@ -120,9 +122,9 @@ class Engine:
         self.place, self.memory = place, memory
         if memory is not None:
             memory.check(place.device.type)
-        self._bases: OrderedDict[tuple[Path, Path | None], Family] = OrderedDict()
-        self._controls: OrderedDict[tuple[Any, Path], Any] = OrderedDict()
-        self._outlines: OrderedDict[Any, Family] = OrderedDict()
+        self._bases: OrderedDict[tuple[Path, Path | None], tuple[Version, Family]] = OrderedDict()
+        self._controls: OrderedDict[tuple[Any, Path], tuple[Version, Any]] = OrderedDict()
+        self._outlines: OrderedDict[tuple[Path, Path | None], tuple[Version, Family]] = OrderedDict()
         self._hashes: dict[tuple[Path, tuple[str, ...]], dict[str, str]] = {}
 
     def base(self, folder: Path, vae: Path | None = None) -> Family:
@@ -134,7 +136,7 @@ class Engine:
         key = (folder.resolve(), vae and vae.resolve())
         for other in [other for other in self._bases if other[0] == key[0] and other != key]:
             del self._bases[other]
-        return _kept(self._bases, key, lambda: self._load_base(folder, vae), BASES_KEPT)
+        return _kept(self._bases, key, _version(folder, vae), lambda: self._load_base(folder, vae), BASES_KEPT)
 
     def control(self, family: Family, folder: Path) -> Any:
         """The ControlNet in a folder, checked against the base model.
@@ -144,8 +146,10 @@ class Engine:
         """
         checkpoint = open_checkpoint(folder)
         family.check_control(checkpoint)
-        key = (family.name if family.lends_nothing(checkpoint) else family.key, folder.resolve())
-        return _kept(self._controls, key, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
+        alone = family.lends_nothing(checkpoint)
+        key = (family.name if alone else family.key, folder.resolve())
+        version = _version(folder, None if alone else family.checkpoint.path)
+        return _kept(self._controls, key, version, lambda: self._load_control(family, folder), CONTROLNETS_KEPT)
 
     def outline(self, folder: Path, vae: Path | None = None) -> Family:
         """The base model without its weights, for questions; see `pipelines.outline`.
@@ -155,10 +159,8 @@ class Engine:
         """
         from pipelines.outline import outline_of
 
-        where = folder / "model_index.json" if folder.is_dir() else folder
-        status = where.stat() if where.exists() else None
-        key = (folder.resolve(), vae and vae.resolve(), status and status.st_mtime_ns)
-        return _kept(self._outlines, key, lambda: outline_of(_opened(folder, vae), self.place), BASES_KEPT)
+        key = (folder.resolve(), vae and vae.resolve())
+        return _kept(self._outlines, key, _version(folder, vae), lambda: outline_of(_opened(folder, vae), self.place), BASES_KEPT)
 
     def holds(self, folder: Path) -> bool:
         """Whether the base model is loaded."""
@@ -274,11 +276,25 @@ def _shown(file: Path, folder: Path) -> str:
     return file.relative_to(folder if file.is_relative_to(folder) else folder.parent).as_posix() if file != folder else file.name
 
 
-def _kept(models: OrderedDict[Any, T], key: Any, load: Callable[[], T], limit: int) -> T:
-    """The model under `key`, loaded if need be; beyond `limit` the one used longest ago is let go."""
+def _version(*models: Path | None) -> Version:
+    """What models' files are at this moment, by names, bytes and times of change: of a folder all in it, of a file those beside it too."""
+    found = []
+    for model in filter(None, models):
+        folder = model if model.is_dir() else model.with_suffix("")
+        within = (*folder.glob("*"), *folder.glob("*/*"))  # as deep as models are
+        for file in (model, *sorted(file for file in within if file.suffix in (*FILES, ".json"))):
+            status = file.stat() if file.is_file() else None
+            found.append((str(file), status and (status.st_size, status.st_mtime_ns)))
+    return tuple(found)
+
+
+def _kept(models: OrderedDict[Any, tuple[Version, T]], key: Any, version: Version, load: Callable[[], T], limit: int) -> T:
+    """The model under `key`, loaded if need be or if it is of another version; beyond `limit` the one used longest ago is let go."""
+    if key in models and models[key][0] != version:
+        del models[key]
     if key not in models:
         while len(models) >= limit:
             models.popitem(last=False)
-        models[key] = load()
+        models[key] = version, load()
     models.move_to_end(key)
-    return models[key]
+    return models[key][1]

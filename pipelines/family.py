@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from core.control import Image
 from pipelines import vae
 from pipelines.checkpoint import Checkpoint
+from pipelines.clip import Layer
 from pipelines.parameterisation import Parameterisation, Path
 from pipelines.place import Place as Place
 from pipelines.prompt import Wording, plain
@@ -135,6 +136,7 @@ class Family(ABC):
     pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance. perturbed_layers:
     which attention layers perturbed-attention guidance breaks, as a pattern of their names in the denoising network; none where empty.
     half: the 16-bit numbers that it computes in where nobody asks for others; bfloat16 where activations outgrow float16's range.
+    clip_layer: whose states it reads of its CLIP encoders, from where clip_skip counts; None for a family that reads none.
     """
 
     name: ClassVar[str]
@@ -143,6 +145,7 @@ class Family(ABC):
     residuals_shared: ClassVar[bool] = False
     perturbed_layers: ClassVar[str] = ""
     half: ClassVar[torch.dtype] = torch.float16
+    clip_layer: ClassVar[Layer | None] = None
     checkpoint: Checkpoint
     place: Place
     vae: Any

@@ -45,7 +45,7 @@ def refuse_pickle(path: Path) -> None:
     try:
         with path.open("rb") as file:
             begin = file.read(9)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a NUL in the path
         return  # missing or no file at all: others say so
     disguised = next((kind for magic, kind in _MAGIC.items() if begin.startswith(magic)), None)
     if disguised and begin[8:] != b"{":  # where safetensors' header begins, after its length, which may look like anything

@@ -25,7 +25,7 @@ from pipelines.memory import BLACK
 from pipelines.noise import seeded_noise
 from pipelines.passes import Drawn, Passes
 from pipelines.planning import Words
-from pipelines.steering import Steering
+from pipelines.steering import Fades, Steering
 from pipelines.tuning import Tunes
 
 
@@ -140,6 +140,12 @@ class Rows:
     def patch(self) -> int:
         """As each of them."""
         return self.controls[0].patch
+
+    @property
+    def fade(self) -> Sequence[float]:
+        """As each of them."""
+        first = self.controls[0]
+        return first.fade if isinstance(first, Fades) else ()
 
     def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """The network's residuals for blocks of these rows."""

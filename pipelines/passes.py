@@ -72,7 +72,7 @@ class Passes:
     def tiles(self) -> bool:
         """Whether pictures are decoded in tiles from the start."""
         width, height = self.size
-        return self.request.tile_vae == "on" or (self.request.tile_vae == "auto" and width * height > TILED_FROM_PX)
+        return self.request.tile_vae == "on" or (self.request.tile_vae == "auto" and width * height >= TILED_FROM_PX)
 
     def prepare(self, words: Words, loras: Sequence[Lora]) -> tuple[list[Plan], list[str]]:
         """The plans of all stages for these prompts, made once, and what the user should know; the LoRAs are in use from now on.

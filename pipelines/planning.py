@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from core.errors import BadRequest
+from core.provenance import ROUNDED
 from core.request import MAX_SIZE_PX, ControlUnit, RenderRequest
 from core.stack import stacked
 from pipelines import samplers
@@ -27,7 +28,7 @@ from pipelines.prompt import Part, parse
 from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
 from pipelines.stacks import Stack, together
-from pipelines.steering import Steering, united
+from pipelines.steering import Steering, idle_window, united
 from pipelines.tuning import Tunes, check_windows
 from pipelines.wildcards import expand
 
@@ -42,13 +43,17 @@ class Words:
 
 @dataclass(frozen=True, eq=False)
 class Stage:
-    """One way from noise to picture: its size in pixels, its noise levels, and the controls that act on it."""
+    """One way from noise to picture: its size in pixels, its noise levels, and the controls that act on it.
+
+    before: the steps of the stage before it, from which the prompt's schedules count on.
+    """
 
     width: int
     height: int
     sampler: Sampler
     times: Times
     controls: tuple[Steering, ...] = ()
+    before: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +108,7 @@ def with_defaults(request: RenderRequest, family: Family) -> RenderRequest:
     return request.model_copy(update=missing) if missing else request
 
 
-def words_of(request: RenderRequest, index: int, wildcards: Path | None) -> Words:
+def words_of(request: RenderRequest, index: int, wildcards: Sequence[Path]) -> Words:
     """The prompts of the request's picture `index`, wildcards and choices drawn from its seed.
 
     Raises:
@@ -112,7 +117,7 @@ def words_of(request: RenderRequest, index: int, wildcards: Path | None) -> Word
     seed, variation = request.seeds(index)
     drawn_with = seed if variation is None else variation
     return Words(
-        expand(request.prompt, drawn_with, wildcards), expand(request.negative_prompt, drawn_with, wildcards, stream="negative_prompt")
+        expand(request.prompt, drawn_with, *wildcards), expand(request.negative_prompt, drawn_with, *wildcards, stream="negative_prompt")
     )
 
 
@@ -125,6 +130,16 @@ def loras_of(request: RenderRequest, words: Words, folders: Sequence[Path]) -> t
     asked = [Lora(find_lora(unit.name, *folders), unit.weight, _or(unit.text_weight, unit.weight)) for unit in request.loras]
     named = [Lora(find_lora(tag.name, *folders), tag.weight, tag.text_weight) for tag in parse(words.prompt, 1).loras]
     return (*asked, *named)
+
+
+def embeddings_of(words: Words, steps: int, family: Family) -> list[Path]:
+    """The files of the textual inversions that a picture's prompts name, where its family has any."""
+    inversions = getattr(family, "inversions", None)
+    if inversions is None:
+        return []
+    parts = [*parse(words.prompt, steps).parts, *parse(words.negative, steps, composable=False).parts]
+    texts = [wording.text for part in parts for _, wording in part.wordings]
+    return [inversion.path for text in texts for inversion in inversions.used(text)]
 
 
 def _or(value: float | None, default: float) -> float:
@@ -151,8 +166,12 @@ def stages_of(request: RenderRequest, family: Family) -> list[Stage]:
     stages = [Stage(request.width, request.height, sampler, times)]
     if request.hires is not None:
         width, height = (_enlarged(side, request.hires.scale, family.side_px) for side in (request.width, request.height))
+        try:
+            family.latent_shape(width, height)
+        except BadRequest as error:
+            raise BadRequest(f"hires.scale = {request.hires.scale:g}: {error}") from None
         second = _times(request, family, sampler, (width, height), request.hires.steps or request.steps)
-        stages.append(Stage(width, height, sampler, second.tail(request.hires.strength)))
+        stages.append(Stage(width, height, sampler, second.tail(request.hires.strength), before=times.steps))
     return stages
 
 
@@ -202,9 +221,14 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
     """
     scale = _classifier_free_scale(request, family, notes)
     if family.rounding:
-        _add(notes, f"the denoising network's weights are rounded: {', '.join(family.rounding)}")
+        _add(notes, f"{ROUNDED}{', '.join(family.rounding)}")
+    windows = [("a control", one.start, one.end) for one in stage.controls if not one.silent]
+    for what, start, end in (*windows, ("guidance", request.guidance_start, request.guidance_end)):
+        if (idle := idle_window(start, end, stage.times.steps)) is not None:
+            _add(notes, f"{what} {idle}")
     steps = max(stage.times.steps, 1)
-    prompt, negative = parse(words.prompt, steps), parse(words.negative, steps, composable=False)
+    prompt = parse(words.prompt, steps, before=stage.before)
+    negative = parse(words.negative, steps, composable=False, before=stage.before)
     drawing = Drawing(stage.width, stage.height, request.guidance_scale)
     sides = tuple(_side(request, family, part, drawing, notes) for part in prompt.parts)
     check_weights(sides)

@@ -5,7 +5,8 @@ r"""A1111's prompt syntax: what is encoded at which step, with which weight, and
     \( \) \[ \] \\ \#        the character itself
     a BREAK b                b begins a new window of the text encoder
     a :1.2 AND b :0.8        two prompts, each guided by itself with its weight
-    [from:to:when]           from, then to; when below 1 is a fraction of the steps, from 1 on a number of steps
+    [from:to:when]           from, then to; when is a fraction of the steps if it has a point, else a number of steps; a second pass
+                             counts on, from 1.0 to 2.0 or from the first one's steps
     [to:when] [from::when]   nothing before; nothing after
     [a|b|c]                  another one at every step
     <lora:name:0.8>          pulled out; also <lora:name:text:network> and te=, unet=
@@ -110,8 +111,8 @@ class Prompt:
     loras: tuple[LoraTag, ...] = ()
 
 
-def parse(prompt: str, steps: int, *, composable: bool = True) -> Prompt:
-    """A prompt as text, for a number of sampler steps.
+def parse(prompt: str, steps: int, *, composable: bool = True, before: int = 0) -> Prompt:
+    """A prompt as text, for a number of sampler steps. before: in a second pass, the steps of the first.
 
     composable: whether AND composes; in a negative prompt it is a word like any other. A prompt of comments alone is the empty prompt.
 
@@ -121,13 +122,14 @@ def parse(prompt: str, steps: int, *, composable: bool = True) -> Prompt:
     """
     text, loras = _pull_networks(strip_comments(prompt))
     texts = _AND.split(text) if composable else [text]
+    walk = _Walk(steps, before)
     if len(texts) == 1:
-        return Prompt((Part(1.0, _schedule(texts[0], steps)),), loras)
+        return Prompt((Part(1.0, _schedule(texts[0], walk)),), loras)
     parts = []
     for part in texts:
         words, _, last = part.rpartition(":")
         weight = _ALONE.fullmatch(last) if words.strip() else None
-        parts.append(Part(_checked(float(weight[1])) if weight else 1.0, _schedule((words if weight else part).strip(), steps)))
+        parts.append(Part(_checked(float(weight[1])) if weight else 1.0, _schedule((words if weight else part).strip(), walk)))
     return Prompt(tuple(parts), loras)
 
 
@@ -172,6 +174,19 @@ def _checked(weight: float) -> float:
 
 
 @dataclass(frozen=True)
+class _Walk:
+    """A pass over the prompt: its own steps, and how many another pass has walked before."""
+
+    steps: int
+    before: int
+
+    def until(self, when: str) -> int:
+        """The step before which a change comes. Source: stable-diffusion-webui 1.6, prompt_parser.py."""
+        value = (float(when) - bool(self.before)) * self.steps if "." in when else float(when) - self.before
+        return int(min(max(value, 0), self.steps))
+
+
+@dataclass(frozen=True)
 class _Switch:
     """`[before:after:when]`; until: the number of steps that `before` lasts."""
 
@@ -198,9 +213,9 @@ _Node = str | _Switch | _Cycle
 _OPENING = {")": "(", "]": "["}
 
 
-def _schedule(text: str, steps: int) -> tuple[tuple[int, Wording], ...]:
+def _schedule(text: str, walk: _Walk) -> tuple[tuple[int, Wording], ...]:
     """The wordings of a text over the steps; equal neighbours are one."""
-    tree = _tree(text if text.strip() else "", steps)
+    steps, tree = walk.steps, _tree(text if text.strip() else "", walk)
     known: dict[str, Wording] = {}
     wordings: list[tuple[int, Wording]] = []
     for step in range(steps if any(not isinstance(node, str) for node in tree) else 1):
@@ -212,7 +227,7 @@ def _schedule(text: str, steps: int) -> tuple[tuple[int, Wording], ...]:
     return (*wordings[:-1], (steps, wordings[-1][1]))
 
 
-def _tree(text: str, steps: int) -> tuple[_Node, ...]:
+def _tree(text: str, walk: _Walk) -> tuple[_Node, ...]:
     brackets, frames = [""], [list[_Node | _Mark]()]
 
     def close(after: Sequence[_Node]) -> None:
@@ -231,7 +246,7 @@ def _tree(text: str, steps: int) -> tuple[_Node, ...]:
         elif token in _OPENING and _OPENING[token] in brackets:
             while brackets[-1] != _OPENING[token]:  # never closed: text
                 close([brackets[-1], *_literal(frames[-1])])
-            close(_closed(brackets[-1], frames[-1], token, steps))
+            close(_closed(brackets[-1], frames[-1], token, walk))
         else:
             frames[-1].append(_Mark(token) if token in (":", "|") else token)
     while len(brackets) > 1:
@@ -243,17 +258,15 @@ def _literal(items: Sequence[_Node | _Mark]) -> list[_Node]:
     return [item.sign if isinstance(item, _Mark) else item for item in items]
 
 
-def _closed(opening: str, items: list[_Node | _Mark], closing: str, steps: int) -> list[_Node]:
+def _closed(opening: str, items: list[_Node | _Mark], closing: str, walk: _Walk) -> list[_Node]:
     """What a finished pair of brackets is: a switch, a cycle, or text (emphasis is read later)."""
     if opening == "[" and _Mark("|") in items:
         return [_Cycle(tuple(tuple(_literal(option)) for option in _split(items, "|")))]
     fields = _split(items, ":")
     when = _ALONE.fullmatch(fields[-1][0]) if len(fields[-1]) == 1 and isinstance(fields[-1][0], str) else None
     if opening == "[" and len(fields) in (2, 3) and when:
-        value = float(when[1])
-        until = int(min(max(value * steps if value < 1 else value, 0), steps))
         before = tuple(_literal(fields[0])) if len(fields) == 3 else ()
-        return [_Switch(before, tuple(_literal(fields[-2])), until)]
+        return [_Switch(before, tuple(_literal(fields[-2])), walk.until(when[1]))]
     return [opening, *_literal(items), closing]
 
 

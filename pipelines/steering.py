@@ -28,6 +28,14 @@ class Joins(Protocol):
         ...
 
 
+@runtime_checkable
+class Fades(Protocol):
+    """A prepared control that fades towards the outer levels by a curve of its own, outermost first; empty for the usual one."""
+
+    @property
+    def fade(self) -> Sequence[float]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class Steering:
     """One prepared control and how it acts: from the fraction `start` of the steps to `end`, where `mask_HW` (0 … 1) lets it.
@@ -53,13 +61,7 @@ class Steering:
     def __post_init__(self) -> None:
         if isinstance(self.control, Tunes):
             check_parts(self.mode, self.layer_weights, masked=self.mask_HW is not None)
-        if self.mask_HW is not None and self.control.positive_only:
-            raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
-        if self.layer_weights and len(self.layer_weights) != self.control.levels:
-            raise Mismatch(
-                f"layer_weights has {len(self.layer_weights)} numbers, this ControlNet has {self.control.levels} levels: "
-                "give one for each, outermost first"
-            )
+        check_acts(self.layer_weights, self.control.levels, masked=self.mask_HW is not None, pooled=self.control.positive_only)
 
     @property
     def positive_only(self) -> bool:
@@ -88,7 +90,9 @@ class Steering:
         found = self.control.residuals(x, t, text)
         levels = sum(map(len, found.values()))
         weights = self.layer_weights or (1.0,) * levels
-        factors = iter([self.weight * own * factor for own, factor in zip(weights, level_factors(self.mode, levels), strict=True)])
+        fade = self.control.fade if isinstance(self.control, Fades) else ()
+        curve = level_factors(self.mode, levels, fade)
+        factors = iter([self.weight * own * factor for own, factor in zip(weights, curve, strict=True)])
         cells = (x.shape[-2] // self.control.patch, x.shape[-1] // self.control.patch)
         return {name: [self._scaled(one, next(factors), cells) for one in group] for name, group in found.items()}
 
@@ -129,19 +133,42 @@ def united(steerings: Sequence[Steering]) -> tuple[Steering, ...]:
     return tuple(found)
 
 
+def check_acts(layer_weights: Sequence[float], levels: int | None, *, masked: bool, pooled: bool) -> None:
+    """Whether a control can act so. levels: None where nobody knows; pooled: it is pooled over the whole picture.
+
+    Raises:
+        Mismatch: a region for a pooled control, or another number of layer weights than the ControlNet has levels.
+    """
+    if masked and pooled:
+        raise Mismatch("a ControlNet that pools its control over the whole picture knows no region: leave out its mask")
+    if layer_weights and levels is not None and len(layer_weights) != levels:
+        raise Mismatch(
+            f"layer_weights has {len(layer_weights)} numbers, this ControlNet has {levels} levels: give one for each, outermost first"
+        )
+
+
 def inside(i: int, steps: int, start: float, end: float) -> bool:
     """Whether the whole of step i lies between the fractions `start` and `end` of the steps, as diffusers counts."""
     return i / steps >= start and (i + 1) / steps <= end
 
 
-def level_factors(mode: Mode, levels: int) -> list[float]:
-    """The factor on the residual of each level, outermost first, the middle last.
+def idle_window(start: float, end: float, steps: int) -> str | None:
+    """What is wrong with a window in which no whole one of the steps lies, without its subject; None for others."""
+    if steps == 0 or any(inside(i, steps, start, end) for i in range(steps)):
+        return None
+    return f"from {start:g} to {end:g} acts in none of the {steps} steps, for no whole one lies in between: widen its window"
+
+
+def level_factors(mode: Mode, levels: int, fade: Sequence[float] = ()) -> list[float]:
+    """The factor on the residual of each level, outermost first, the middle last. fade: a control's own in the modes that fade it.
 
     Source: sd-webui-controlnet, hook.py, 0.825^(12 − i) for its 13 levels, here counted from the middle for any number of them; diffusers,
     ControlNetModel, logspace(−1, 0) for guess mode.
     """
     if mode == "guess":
         return [10.0 ** (level / (levels - 1) - 1.0) for level in range(levels)] if levels > 1 else [1.0]
+    if mode != "balanced" and fade:
+        return list(fade)
     return [1.0 if mode == "balanced" else PROMPT_FADE ** (levels - 1 - level) for level in range(levels)]
 
 

@@ -15,6 +15,7 @@ from pipelines.checkpoint import Checkpoint
 from pipelines.controlnet import HOLE, hint_pixels
 from pipelines.family import Hint, Place, Residuals, Text
 
+FADE = (0.25, 0.62, 0.825, 1.0)  # of the four features in sd-webui-controlnet's unbalanced modes, outermost first
 LUMINANCE = (0.299, 0.587, 0.114)  # ITU-R BT.601, as pictures are turned to grey everywhere
 
 
@@ -32,6 +33,16 @@ def check_adapter(checkpoint: Checkpoint, unet: Mapping[str, Any], cell_px: int,
         )
 
 
+def check_size(size: tuple[int, int], cell: int) -> None:
+    """
+    Raises:
+        BadRequest: width or height, in pixels, do not divide into an adapter's cells.
+    """
+    for name, length in zip(("width", "height"), size, strict=True):
+        if length % cell:
+            raise BadRequest(f"{name} = {length}: this T2I-Adapter takes multiples of {cell}, for example {length // cell * cell or cell}")
+
+
 class LoadedAdapter:
     """A T2I-Adapter on its place."""
 
@@ -45,10 +56,7 @@ class LoadedAdapter:
             BadRequest: the picture's size does not divide into the adapter's cells.
         """
         pixels_BCHW = hint_pixels(hint, HOLE)
-        cell = int(self.net.downscale_factor)
-        for name, size in zip(("height", "width"), pixels_BCHW.shape[-2:], strict=True):
-            if size % cell:
-                raise BadRequest(f"{name} = {size}: this T2I-Adapter takes multiples of {cell}, for example {size // cell * cell or cell}")
+        check_size((pixels_BCHW.shape[-1], pixels_BCHW.shape[-2]), int(self.net.downscale_factor))
         if int(self.net.config.in_channels) == 1:
             pixels_BCHW = (pixels_BCHW * pixels_BCHW.new_tensor(LUMINANCE)[:, None, None]).sum(dim=1, keepdim=True)
         return SteeredAdapter(tuple(self.net(pixels_BCHW.to(self.place.device, self.place.dtype))))
@@ -74,6 +82,11 @@ class SteeredAdapter:
     def patch(self) -> int:
         """Features are feature maps."""
         return 1
+
+    @property
+    def fade(self) -> tuple[float, ...]:
+        """See `pipelines.steering.Fades`; published adapters make four features, others fade as ControlNets do."""
+        return FADE if self.levels == len(FADE) else ()
 
     def residuals(self, x_BCHW: Tensor, t: Tensor, text: Text) -> Residuals:
         """The features, the same at every step; unscaled."""

@@ -30,34 +30,37 @@ _WEIGHT = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)::")
 _ESCAPED = re.compile(r"\\([{}|])")
 
 
-def expand(prompt: str, seed: int, folder: Path | None = None, *, stream: str = "prompt") -> str:
+def expand(prompt: str, seed: int, *folders: Path, stream: str = "prompt") -> str:
     """The prompt with every choice made.
 
-    seed: the picture's. stream: what the prompt is ("negative_prompt"), so that two prompts of one picture draw independently. A prompt
-    without wildcards and choices comes back as it is; from others the comments are taken out first.
+    seed: the picture's. folders: of wildcards; the first that has a name is asked. stream: what the prompt is ("negative_prompt"), so that
+    two prompts of one picture draw independently. A prompt without wildcards and choices comes back as it is; from others the comments are
+    taken out first.
 
     Raises:
         BadRequest: a wildcard has no file (the nearest is named) or an empty one, refers to itself, or the text grows past any use.
     """
     if "__" not in prompt and not ("{" in prompt and "}" in prompt):
         return prompt
-    return _Draw(seed, stream, folder).text(strip_comments(prompt))
+    return _Draw(seed, stream, folders).text(strip_comments(prompt))
 
 
-def wildcard_names(folder: Path | None) -> dict[str, Path]:
-    """Every wildcard there is, by the name that a prompt calls it."""
-    if folder is None:
-        return {}
-    return {file.relative_to(folder).with_suffix("").as_posix(): file for file in sorted(folder.rglob("*.txt"))}
+def wildcard_names(*folders: Path) -> dict[str, Path]:
+    """Every wildcard there is, by the name that a prompt calls it; of equal names the first folder's."""
+    found: dict[str, Path] = {}
+    for folder in folders:
+        for file in sorted(folder.rglob("*.txt")):
+            found.setdefault(file.relative_to(folder).with_suffix("").as_posix(), file)
+    return found
 
 
 class _Draw:
     """One prompt's choices, in the order in which they stand."""
 
-    def __init__(self, seed: int, stream: str, folder: Path | None) -> None:
+    def __init__(self, seed: int, stream: str, folders: Sequence[Path]) -> None:
         # Seeded by text Python's generator is the same on every machine, and random() is kept the same from version to version.
         self._random = random.Random(f"limn {stream} {seed}")
-        self._folder = folder
+        self._folders = folders
         self._files: Mapping[str, Path] | None = None
         self._draws = 0
 
@@ -103,7 +106,7 @@ class _Draw:
 
     def _lines(self, name: str) -> list[str]:
         if self._files is None:
-            self._files = wildcard_names(self._folder)
+            self._files = wildcard_names(*self._folders)
         if name not in self._files:
             raise unknown_name("wildcard", name, self._files or ["none: no wildcard folder holds a .txt file"])
         try:

@@ -23,7 +23,7 @@ def examine(request: RenderRequest, engine: "Engine", *, fetch: bool = False) ->
         find_net=lambda unit, family: control_folder(unit, family, fetch=fetch),
         kinds=controls.names(),
         loras=lambda base: folders_of("loras", base),
-        wildcards=next(iter(folders_of("wildcards")), None),
+        wildcards=lambda base: folders_of("wildcards", base),
         fetch=fetch,
         together=lambda asked: min(asked.count, together(asked.width * asked.height, engine.place.device.type)),
     )

@@ -33,13 +33,13 @@ _LARGEST_BATCH = 16
 
 @dataclass(frozen=True, eq=False)
 class Job:
-    """A checked request, ready to draw. words: each picture's; maps: at the size of the finished pictures."""
+    """A checked request, ready to draw. words: each picture's; maps: at the size of the finished pictures; weights: all that take part."""
 
     passes: "Passes"
     words: "tuple[Words, ...]"
     loras: "dict[Words, tuple[Lora, ...]]"
     maps: tuple[Prepared, ...]
-    weights: tuple[WeightFile, ...]
+    weights: "dict[Words, tuple[WeightFile, ...]]"
     preview: "Preview | None"
 
     def batches(self) -> Iterator[range]:
@@ -100,7 +100,7 @@ class Job:
             seed=request.seeds(index)[0],
             prompt=words.prompt if words.prompt != request.prompt else None,
             negative_prompt=words.negative if words.negative != request.negative_prompt else None,
-            weights=self.weights,
+            weights=self.weights[words],
             controls=tuple(records),
             init_sha256=_hash(request.init_image),
             mask_sha256=_hash(request.mask),

@@ -1,6 +1,7 @@
 """The renderer: models it keeps loaded, and requests checked and drawn with them."""
 
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -12,7 +13,7 @@ from core.request import ControlUnit, RenderRequest
 from renderer.examination import examine
 from renderer.job import Job, draw_many
 from renderer.picture import OnStep, Picture
-from renderer.sources import check_files, check_unit, control_folder, digest_of, folders_of
+from renderer.sources import check_files, check_unit, control_folder, folders_of, weights_of
 
 if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
     from pipelines.adapters import LoraStack
@@ -38,6 +39,7 @@ class Renderer:
         self.engine, self.model, self.preview = engine, model, preview
         self.load_map: LoadMap = load_map  # a batch puts one in its place that has extracted ahead
         self._stacks: WeakKeyDictionary[Family, LoraStack] = WeakKeyDictionary()
+        self._embeddings: WeakKeyDictionary[Family, tuple[tuple[Path, int], ...]] = WeakKeyDictionary()
 
     @classmethod
     def open(
@@ -114,9 +116,10 @@ class Renderer:
     def _check(self, request: RenderRequest) -> Job:
         """Everything that can be wrong is found here, cheap things first: names and files, then models, then maps."""
         from pipelines import samplers
+        from pipelines.engine import resolve
         from pipelines.memory import explained
         from pipelines.passes import Passes, Source
-        from pipelines.planning import loras_of, stages_of, with_controls, with_defaults, words_of
+        from pipelines.planning import embeddings_of, loras_of, stages_of, with_controls, with_defaults, words_of
         from pipelines.schedules import SCHEDULES
 
         samplers.get(request.sampler)
@@ -125,7 +128,8 @@ class Renderer:
         check_files(request)
         for i, unit in enumerate(request.controls):
             check_unit(unit, i)
-        words = [words_of(request, i, next(iter(folders_of("wildcards")), None)) for i in range(request.count)]
+        wildcards = folders_of("wildcards", resolve(request.model))
+        words = [words_of(request, i, wildcards) for i in range(request.count)]
         family = self.base(request.model, request.vae)
         request = with_defaults(request, family)
         for name, value in (("width", request.width), ("height", request.height)):
@@ -135,8 +139,10 @@ class Renderer:
         folders = folders_of("loras", family.checkpoint.path)
         loras = {one: loras_of(request, one, folders) for one in dict.fromkeys(words)}
         nets, weights = self._nets(request, family)
-        for i, path in enumerate(dict.fromkeys(lora.path for some in loras.values() for lora in some)):
-            weights.append(WeightFile(part=f"lora {i}", file=path.name, sha256=digest_of(path, path.stat().st_mtime_ns)))
+        named = {
+            one: weights_of("lora", [lora.path for lora in some]) + weights_of("embedding", embeddings_of(one, request.steps, family))
+            for one, some in loras.items()
+        }
         begin = load_source(request)
         source = None if begin is None else Source(*begin)
         maps = [tuple(self.load_map(unit, stage.width, stage.height, model=request.model) for unit in request.controls) for stage in stages]
@@ -147,7 +153,7 @@ class Renderer:
                     stages[i] = with_controls(stages[i], family, given)
             passes = Passes(request, family, stages, self._stack(family), source)
             passes.prepare(words[0], loras[words[0]])
-        return Job(passes, tuple(words), loras, maps[-1], tuple(weights), self.preview)
+        return Job(passes, tuple(words), loras, maps[-1], {one: (*weights, *more) for one, more in named.items()}, self.preview)
 
     def base(self, model: str, vae: str | None = None) -> "Family":
         """The base model with its family, loaded, with another autoencoder if one is named; textual inversions beside it come with it."""
@@ -157,10 +163,15 @@ class Renderer:
         with explained(f"to load {model!r}", "use a smaller model, or dtype float16"):
             family = self.engine.base(resolve(model), None if vae is None else resolve(vae))
         embeddings = folders_of("embeddings", family.checkpoint.path)
-        if embeddings and getattr(family, "inversions", ()) is None:
+        if not hasattr(family, "inversions"):  # which not all families have
+            return family
+        version = tuple((file, file.stat().st_mtime_ns) for folder in embeddings for file in sorted(folder.rglob("*.safetensors")))
+        if version != self._embeddings.get(family, ()):
             from pipelines.inversion import load_inversions
 
-            setattr(family, "inversions", load_inversions(*embeddings))  # noqa: B010 (UNet families alone have them)
+            family.inversions = load_inversions(*reversed(embeddings))  # of equal words the first folder's
+            family.forget_texts()
+            self._embeddings[family] = version
         return family
 
     def _stack(self, family: "Family") -> "LoraStack":

@@ -1,5 +1,6 @@
 """What a request names, found on this machine: its files, the networks of its controls, LoRAs and word lists beside the models."""
 
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -9,6 +10,7 @@ from controls.prepare import takes_own_file
 from core.control import Control
 from core.errors import BadImage, BadRequest
 from core.files import sha256_file
+from core.provenance import WeightFile
 from core.request import ControlUnit, Frozen, RenderRequest
 
 if TYPE_CHECKING:  # torch is heavy: imported when a renderer is opened
@@ -18,9 +20,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def folders_of(name: str, base: Path | None = None) -> list[Path]:
-    """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's models."""
+    """Where files of a kind ("loras", "wildcards") lie: beside the base model, in the working directory, in Limn's own two folders."""
+    from pipelines.engine import models_folder
+
     beside = [] if base is None else [base.resolve().parent / name]
-    return [folder for folder in (*beside, Path(name), ROOT / "models" / name) if folder.is_dir()]
+    places = dict.fromkeys(folder.resolve() for folder in (*beside, Path(name), models_folder() / name, ROOT / "models" / name))
+    return [folder for folder in places if folder.is_dir()]
 
 
 def control_folder(unit: ControlUnit, family: "Family", *, fetch: bool = True) -> Path | None:
@@ -53,6 +58,12 @@ def kind_of(unit: ControlUnit) -> tuple[Control, Frozen]:
 def digest_of(path: Path, changed_ns: int) -> str:
     """A file's SHA-256, computed once for as long as the file stays as it is."""
     return sha256_file(path)
+
+
+def weights_of(part: str, paths: Sequence[Path]) -> tuple[WeightFile, ...]:
+    """Weight files as a record names them, each once: "lora 0", "lora 1", …"""
+    once = enumerate(dict.fromkeys(paths))
+    return tuple(WeightFile(part=f"{part} {i}", file=path.name, sha256=digest_of(path, path.stat().st_mtime_ns)) for i, path in once)
 
 
 def check_files(request: RenderRequest) -> None:

@@ -2,6 +2,7 @@
 prompt's syntax, wildcards and LoRAs reach the picture and its record."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests import tinymodels
 
 ROOT = Path(__file__).resolve().parents[1]
 PROMPT = "a red sphere left of a blue cube"
+SECOND = ("[a red sphere:snow at night:2.0]", "[a red sphere:snow at night:1.0]")  # the change comes after both passes, or between them
 LATER = (
     "vae",
     "shift",
@@ -206,6 +208,8 @@ def test_prompt_syntax_reaches_the_picture(renderer: Renderer) -> None:
     assert np.abs(drawn("[a red sphere:snow at night:4]") - plain).max() == 0  # the change comes after the last step
     assert np.abs(drawn("[a red sphere:snow at night:2]") - plain).max() > 0
     assert np.abs(drawn("[snow at night:a red sphere:0]") - plain).max() == 0
+    both = {name: pixels(one(renderer, prompt=name, hires=Hires(scale=1.5))) for name in ("a red sphere", *SECOND)}
+    assert [bool(np.abs(both[name] - both["a red sphere"]).max()) for name in SECOND] == [False, True]
     with pytest.raises(BadRequest, match="add up to 0 or less"):
         drawn("a red sphere :1 AND snow :-1")
 
@@ -224,6 +228,54 @@ def test_wildcards_are_drawn_for_each_picture_and_recorded(renderer: Renderer, t
         assert drawn[i].record.infotext().startswith(str(prompts[i]))
     with pytest.raises(BadRequest, match="did you mean 'colour'"):
         one(renderer, prompt="a __color__ sphere")
+
+
+def test_wildcards_and_loras_lie_in_folders_of_several_places(
+    renderer: Renderer, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beside the base model, in the working directory, in Limn's own folder; the first that has a name is asked."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LIMN_MODELS", str(tmp_path / "own"))
+    beside, here, own = models / "wildcards", tmp_path / "wildcards", tmp_path / "own" / "wildcards"
+    for folder, name in ((beside, "beside"), (here, "here"), (own, "own")):
+        folder.mkdir(parents=True)
+        (folder / f"{name}.txt").write_text(name)
+        (folder / "all.txt").write_text(name)
+    prompt = "__beside__ __here__ __own__ __all__"
+    try:
+        assert renderer.render(request(prompt=prompt))[0].record.prompt == "beside here own beside"
+        assert [finding.text for finding in renderer.examine(request(prompt=prompt)) if finding.error] == []
+    finally:
+        shutil.rmtree(beside)
+    build_lora(tmp_path / "own" / "loras" / "kept.safetensors")
+    assert renderer.render(request(prompt="a cube <lora:kept>"))[0].record.weights[-1].file == "kept.safetensors"
+
+
+def test_embeddings_and_loras_are_recorded_with_the_pictures_that_name_them(renderer: Renderer, models: Path) -> None:
+    """One that was trained on is read anew; a picture of a batch names the files that it would name alone."""
+    from safetensors.torch import save_file
+
+    file = models / "embeddings" / "my-style.safetensors"
+    file.parent.mkdir()
+    build_lora(models / "loras" / "own.safetensors")
+    asked, drawn = request(prompt="a {cube <lora:own>|(my-style:1.2) cube}", count=6), []
+    try:
+        for seed in (0, 1):
+            save_file({"emb_params": torch.randn(2, 32, generator=torch.Generator().manual_seed(seed))}, file)
+            drawn.append(renderer.render(asked))
+            for picture in drawn[-1]:
+                words, named = str(picture.record.prompt), {weight.part: weight for weight in picture.record.weights[3:]}
+                assert set(named) == ({"lora 0"} if "lora" in words else {"embedding 0"})
+                alone = renderer.render(request(prompt=words, seed=picture.record.seed))[0].record
+                assert alone.weights == picture.record.weights
+                assert alone.file_name() == picture.record.file_name()
+    finally:
+        shutil.rmtree(file.parent)
+    for before, after in zip(*drawn, strict=True):
+        same = "lora" in str(before.record.prompt)
+        assert (before.record.file_name() == after.record.file_name()) == same
+        assert np.array_equal(pixels(before), pixels(after)) == same
+    assert len({picture.record.prompt for picture in drawn[0]}) == 2
 
 
 def build_lora(path: Path, seed: int = 0) -> Path:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.clip import encode_windows
+from pipelines.clip import Layer, encode_windows
 from pipelines.controlnet import LoadedControlNet as LoadedControlNet
 from pipelines.family import Place, Text
 from pipelines.prompt import EMPTY, Wording
@@ -21,6 +21,7 @@ class StableDiffusion(UNetFamily):
     name: ClassVar[str] = "sd"
     title: ClassVar[str] = "Stable Diffusion 1.x or 2.x"
     weight_parts: ClassVar[tuple[str, ...]] = ("unet", "vae", "text_encoder")
+    clip_layer: ClassVar[Layer | None] = "last"
 
     @property
     def text_encoder(self) -> Any:

@@ -17,7 +17,7 @@ from core.control import Image
 from core.errors import BadRequest, Mismatch
 from pipelines import vae
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.clip import count_windows, encode_t5, encode_windows
+from pipelines.clip import Layer, count_windows, encode_t5, encode_windows
 from pipelines.controlnet_sd3 import LoadedControlNet, SteeredControlNet, cells, painted
 from pipelines.family import Hint, Place, Residuals, Text
 from pipelines.flow_family import THIS_BASE, FlowFamily, width_of
@@ -39,6 +39,7 @@ class StableDiffusion3(FlowFamily):
     title: ClassVar[str] = "Stable Diffusion 3 or 3.5"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
     half: ClassVar[torch.dtype] = torch.bfloat16
+    clip_layer: ClassVar[Layer | None] = "penultimate"
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.1\.attn$"
     inversions: Inversions | None = None
 
@@ -115,7 +116,7 @@ class StableDiffusion3(FlowFamily):
     def _encode_clips(self, wording: Wording, clip_skip: int) -> tuple[Tensor, Tensor]:
         """States (1, L, D) and pooled (1, D) of both encoders side by side."""
         windows = max(count_windows(tokenizer, wording, self.inversions) for _, tokenizer in self.clips)
-        options: dict[str, Any] = {"clip_skip": clip_skip, "layer": "penultimate", "windows": windows, "inversions": self.inversions}
+        options: dict[str, Any] = {"clip_skip": clip_skip, "layer": self.clip_layer, "windows": windows, "inversions": self.inversions}
         both = [encode_windows(encoder, tokenizer, wording, **options) for encoder, tokenizer in self.clips]
         return torch.cat([one.tokens_1LD for one in both], dim=-1), torch.cat(
             [one.pooled_1D for one in both if one.pooled_1D is not None], -1

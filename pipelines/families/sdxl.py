@@ -12,7 +12,7 @@ import torch
 
 from core.errors import Mismatch
 from pipelines.checkpoint import Checkpoint, need
-from pipelines.clip import count_windows, encode_windows
+from pipelines.clip import Layer, count_windows, encode_windows
 from pipelines.family import Drawing, Place, Text
 from pipelines.prompt import EMPTY, Wording
 from pipelines.unet import UNetFamily
@@ -31,6 +31,7 @@ class StableDiffusionXL(UNetFamily):
     name: ClassVar[str] = "sdxl"
     title: ClassVar[str] = "Stable Diffusion XL"
     weight_parts: ClassVar[tuple[str, ...]] = ("unet", "vae", *_ENCODERS)
+    clip_layer: ClassVar[Layer | None] = "penultimate"
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:
         super().__init__(checkpoint, place, parts, scheduler)
@@ -79,7 +80,7 @@ class StableDiffusionXL(UNetFamily):
         """Both encoders' token states side by side (1, L, D), and the second one's pooled prompt (1, D)."""
         encoders = [(self.parts[name], self.parts[name.replace("text_encoder", "tokenizer")]) for name in _ENCODERS if name in self.parts]
         windows = max(count_windows(tokenizer, wording, self.inversions) for _, tokenizer in encoders)
-        options: dict[str, Any] = {"clip_skip": clip_skip, "layer": "penultimate", "windows": windows, "inversions": self.inversions}
+        options: dict[str, Any] = {"clip_skip": clip_skip, "layer": self.clip_layer, "windows": windows, "inversions": self.inversions}
         encoded = [encode_windows(encoder, tokenizer, wording, **options) for encoder, tokenizer in encoders]
         pooled = encoded[-1].pooled_1D
         return Text(

@@ -110,6 +110,14 @@ def test_the_infotext_is_what_the_web_ui_writes() -> None:
     )
 
 
+def test_the_infotext_says_what_was_used_as_the_web_ui_counts_it() -> None:
+    """Its steps of a second pass are those that are walked, and its processor resolution is the extractor's."""
+    units = [{"kind": "canny", "image": "photo.jpg", "processor_px": 512}]
+    text = record(controls=units, steps=20, hires={"scale": 2.0, "steps": 30, "strength": 0.5}).infotext()
+    assert "Processor Res: 512, " in text
+    assert "Denoising strength: 0.5, Hires upscale: 2.0, Hires steps: 15, " in text
+
+
 def test_the_key_depends_on_what_decides_the_picture_and_on_nothing_else() -> None:
     first = record()
     same = [
@@ -125,8 +133,11 @@ def test_the_key_depends_on_what_decides_the_picture_and_on_nothing_else() -> No
         record(controls=[{"kind": "canny", "image": "photo.jpg", "weight": 0.9, "start": 0.1, "end": 0.7}]),
         record(weights=(WeightFile(part="base", file="text_encoder/model.safetensors", sha256=D),)),
         first.model_copy(update={"controls": (first.controls[0].model_copy(update={"source_sha256": D}),)}),
+        first.model_copy(update={"dtype": "bfloat16"}),
+        first.model_copy(update={"notes": ("the denoising network's weights are rounded: float8",)}),
     ]
-    assert len({other.key() for other in [first, *different]}) == 6
+    assert len({other.key() for other in [first, *different]}) == 8
+    assert first.model_copy(update={"notes": ("memory ran out: decoded in tiles",)}).key() == first.key()
     assert first.file_name() == f"limn-{first.key()[:12]}-5.png"
 
 

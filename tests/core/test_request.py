@@ -16,6 +16,8 @@ CONTROL = {"kind": "canny", "image": "photo.jpg"}
     ("values", "message"),
     [
         ({"width": 100}, "width = 100: input should be a multiple of 8, for example 96"),
+        ({"width": 1, "height": 4999}, "width = 1: input should be a multiple of 8, for example 64; height = 4999: "),
+        ({"height": 4999}, "height = 4999: input should be a multiple of 8, for example 4096"),
         ({"height": 32}, "height = 32: input should be greater than or equal to 64"),
         ({"width": 8192}, "width = 8192: input should be less than or equal to 4096"),
         ({"steps": 0}, "steps = 0: input should be greater than or equal to 1"),

@@ -16,7 +16,9 @@ from pipelines.checkpoint import Folder
 from pipelines.denoise import Plan, Steering, denoise, level_factors, seeded_noise
 from pipelines.families.sd import StableDiffusion
 from pipelines.family import Hint, Place, Residuals, Text
+from pipelines.mixing import Rows
 from pipelines.schedules import make_times
+from pipelines.t2i_adapter import SteeredAdapter
 from tests.tinymodels import control_map
 
 PLACE = Place(torch.device("cpu"), torch.float32)
@@ -102,6 +104,18 @@ def test_thirteen_levels_have_the_published_curves() -> None:
         assert level_factors(mode, 13) == pytest.approx([0.825 ** (12 - i) for i in range(13)])
     assert level_factors("guess", 13) == pytest.approx(torch.logspace(-1, 0, 13).tolist(), rel=1e-6)
     assert level_factors("prompt", 7) == pytest.approx([0.825 ** (6 - i) for i in range(7)])  # the middle stays whole
+
+
+def test_adapters_fade_by_the_published_curve_alone_and_in_rows(family: StableDiffusion) -> None:
+    """sd-webui-controlnet, hook.py: 0.25, 0.62, 0.825 and 1 for the four features of a T2I-Adapter."""
+    adapter, text = SteeredAdapter(tuple(torch.ones(1, 2, 8 >> i, 8 >> i) for i in range(4))), family.encode_prompt("a cube")
+    for control in (adapter, Rows((adapter, adapter))):
+        for mode, curve in (("balanced", (1.0,) * 4), ("prompt", (0.25, 0.62, 0.825, 1.0)), ("control", (0.25, 0.62, 0.825, 1.0))):
+            found = Steering(control, weight=0.5, mode=mode).residuals(torch.zeros(2, 4, 8, 8), torch.tensor(1.0), text)["features"]
+            assert [float(feature.mean()) for feature in found] == pytest.approx([0.5 * factor for factor in curve])
+    three = SteeredAdapter(adapter.features[:3])
+    faded = Steering(three, mode="prompt").residuals(torch.zeros(1, 4, 8, 8), torch.tensor(1.0), text)["features"]
+    assert [float(feature.mean()) for feature in faded] == pytest.approx([0.825**2, 0.825, 1.0])
 
 
 @pytest.mark.parametrize(("mode", "on_negative"), [("balanced", True), ("prompt", True), ("control", False), ("guess", False)])

@@ -69,6 +69,8 @@ def mismatches(house: Path) -> list[tuple[dict[str, Any], str]]:
             r"'.*wide' is a whole model .*, not a ControlNetModel: give a ControlNet's folder",
         ),
         ({"loras": [{"name": str(house / "other.safetensors")}]}, r"LoRA 'other.safetensors' is for FLUX and does not fit this model"),
+        ({"controls": [control(house, "nope", None)]}, r"unknown control 'nope': did you mean 'pose'\?"),
+        ({"model": "\0/"}, r"no model '.x00/': give 'toyland', a diffusers folder"),
         ({"model": "somebody/something"}, r"hub model 'somebody/something' is not installed: run 'limn models add somebody/something'"),
         ({"true_cfg_scale": 3.0}, r"true_cfg_scale = 3: Stable Diffusion 1.x or 2.x is guided by guidance_scale; leave"),
         ({"hires": {"scale": 4.0}, "width": 2048, "height": 2048}, r"hires.scale = 4: 2048 pixels become 8192, over the limit of 4096"),

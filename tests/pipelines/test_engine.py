@@ -1,18 +1,21 @@
 """Where models compute, and in which numbers."""
 
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from core.errors import BadRequest
-from core.request import RenderRequest
+from core.files import sha256_file
+from core.request import ControlUnit, RenderRequest
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, choose_place, families, place_of
 from pipelines.outline import outline_of
 from pipelines.place import Place
 from renderer import Renderer
-from tests import tinymodels_flux, tinymodels_sd3
+from tests import tinymodels, tinymodels_flux, tinymodels_sd3
 
 pytestmark = pytest.mark.filterwarnings("ignore:.FluxPosEmbed. is deprecated:FutureWarning")
 BY_DEFAULT = Place(torch.device("cpu"), torch.float16, by_default=True)  # as `choose_place` says on CUDA where nobody asks for a dtype
@@ -52,3 +55,30 @@ def test_bfloat16_draws_and_is_recorded(tmp_path: Path) -> None:
 def test_places_that_are_not(device: str | None, dtype: str | None, says: str) -> None:
     with pytest.raises(BadRequest, match=says):
         choose_place(device, dtype)
+
+
+def test_a_model_whose_files_have_changed_is_loaded_anew(base: Path, tmp_path: Path) -> None:
+    """A training that is resumed writes over the ControlNet that was drawn with before."""
+    home = Path(shutil.copytree(base, tmp_path / "base"))
+    net = tinymodels.build_controlnet(tmp_path / "controlnet-canny", home, seed=1)
+    tinymodels.build_pictures(tmp_path)
+    unit = ControlUnit(kind="canny", image=tmp_path / "depth.png", ready=True)
+    request = RenderRequest(prompt="a cube", width=64, height=64, steps=2, controls=(unit,))
+    renderer = Renderer.open(str(home), "cpu")
+
+    def drawn(one: Renderer) -> tuple[list[str], bytes]:
+        picture = one.render(request.model_copy(update={"model": str(home)}))[0]
+        return [weight.sha256 for weight in picture.record.weights], np.asarray(picture.image).tobytes()
+
+    first, family, control = drawn(renderer), renderer.base(str(home)), renderer.engine.control(renderer.base(str(home)), net)
+    assert drawn(renderer) == first
+    assert (renderer.base(str(home)), renderer.engine.control(family, net)) == (family, control)  # loaded once
+    shutil.rmtree(net)
+    tinymodels.build_controlnet(net, home, seed=9)
+    second = drawn(renderer)
+    assert second == drawn(Renderer.open(str(home), "cpu")) != first
+    assert second[0][-1] == sha256_file(net / "diffusion_pytorch_model.safetensors")
+    assert renderer.base(str(home)) is family  # whose files are the same
+    shutil.rmtree(home)
+    tinymodels.build_base(home, seed=4)
+    assert drawn(renderer) == drawn(Renderer.open(str(home), "cpu")) != second

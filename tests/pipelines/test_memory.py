@@ -256,7 +256,7 @@ def test_tiles_are_chosen_by_size(renderer: Renderer, models: Path, monkeypatch:
     seen: list[bool] = []
     original = family.vae.decode
     monkeypatch.setattr(family.vae, "decode", lambda *a, **o: (seen.append(family.vae.use_tiling), original(*a, **o))[1])
-    for tiles, limit in (("auto", 2**30), ("auto", 64 * 64 - 1), ("off", 0), ("on", 2**30)):
+    for tiles, limit in (("auto", 64 * 64 + 1), ("auto", 64 * 64), ("off", 0), ("on", 2**30)):
         monkeypatch.setattr("pipelines.passes.TILED_FROM_PX", limit)
         renderer.render(request(models, count=1, steps=1, tile_vae=tiles, init_image=None))
     assert seen == [False, True, False, True]

@@ -210,6 +210,10 @@ def test_weights_and_long_prompts(family: QwenImage) -> None:
     words = len(family.tokenizer("a red sphere").input_ids)
     torch.testing.assert_close(ratio[0, :words], torch.full_like(ratio[0, :words], 2.0))
     torch.testing.assert_close(ratio[0, words:], torch.ones_like(ratio[0, words:]))
+    broken = family.encode_prompt(parse("a red sphere BREAK (left:2)", 1).parts[0].at(0)).tokens_BLD / unweighted.tokens_BLD
+    torch.testing.assert_close(broken[0, :words], torch.ones_like(broken[0, :words]))  # words on both sides of a BREAK stay apart
+    left = len(family.tokenizer(" left").input_ids)
+    torch.testing.assert_close(broken[0, words : words + left], torch.full_like(broken[0, words : words + left], 2.0))
     long = family.encode_prompt("a red sphere " * 600 + "snow")
     assert long.tokens_BLD.shape[1] == 512
     assert long.dropped.endswith("snow")

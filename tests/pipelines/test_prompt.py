@@ -91,6 +91,8 @@ def test_emphasis(prompt: str, expected: list[tuple[str, float]] | None) -> None
         ("a [cat:dog:0] b", [(10, "a dog b")]),
         ("a [cat:dog:-2] b", [(10, "a dog b")]),
         ("a [cat:dog:99] b", [(10, "a cat b")]),
+        ("a [cat:dog:1.0] b", [(10, "a cat b")]),
+        ("a [cat:dog:1.5] b", [(10, "a cat b")]),
         ("a[b:[c:d:2]:1]e", [(1, "abe"), (2, "ace"), (10, "ade")]),
         ("[[a:b:2]:c:6]", [(2, "a"), (6, "b"), (10, "c")]),
         ("[a:b:3] [c:d:5]", [(3, "a c"), (5, "b c"), (10, "b d")]),
@@ -108,6 +110,24 @@ def test_emphasis(prompt: str, expected: list[tuple[str, float]] | None) -> None
 )
 def test_schedules(prompt: str, expected: list[tuple[int, str]]) -> None:
     assert schedule(prompt) == expected
+
+
+@pytest.mark.parametrize(
+    ("when", "expected"),
+    [
+        ("0.5", [(10, "b")]),  # changed in the first pass, it stays so
+        ("8", [(10, "b")]),
+        ("1.0", [(10, "b")]),
+        ("1.5", [(5, "a"), (10, "b")]),
+        ("2.0", [(10, "a")]),
+        ("24", [(4, "a"), (10, "b")]),
+        ("99", [(10, "a")]),
+    ],
+)
+def test_a_second_pass_counts_on(when: str, expected: list[tuple[int, str]]) -> None:
+    """As the web UI since 1.6: fractions from 1.0 to 2.0 are the second pass's, whole numbers count both passes' steps; here 20 and 10."""
+    found = parse(f"[a:b:{when}]", 10, before=20).parts[0].wordings
+    assert [(end, wording.text) for end, wording in found] == expected
 
 
 def test_a_number_of_steps_and_a_fraction_of_them() -> None:

@@ -113,7 +113,7 @@ def test_refusals(prompt: str, message: str | None, folder: Path) -> None:
 def test_without_a_folder() -> None:
     with pytest.raises(BadRequest, match="no wildcard folder"):
         expand("__colour__", 0)
-    assert wildcard_names(None) == {}
+    assert wildcard_names() == {}
 
 
 def test_growth_and_time_are_bounded(folder: Path) -> None:
