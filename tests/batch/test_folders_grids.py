@@ -7,7 +7,7 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from batch.folders import read_folder, sides
+from batch.folders import Canvas, read_folder, sides
 from batch.grids import parse_axis, vary
 from batch.manifest import Manifest, Row
 from core.errors import BadRequest
@@ -33,6 +33,43 @@ def test_subfolders_and_proportions_are_kept(tmp_path: Path) -> None:
     assert (rows["a.jpg"].request.width, rows["a.jpg"].request.height) == (104, 160)
     assert rows["b.png"].request.controls[0].params == {"low": 80}
     assert rows["b.png"].request.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "canvas", "size"),
+    [
+        ({"size": "96x96"}, None, (120, 80)),
+        ({"width": 96, "height": 96}, None, (120, 80)),
+        ({}, Canvas(16, 1024, 1024), (1248, 832)),
+        ({"size": "512x512"}, Canvas(32, 1024, 1024), (640, 416)),
+        ({"width": 512}, Canvas(8, 1024, 1024), (888, 592)),
+    ],
+)
+def test_as_many_pixels_as_were_asked_for_or_the_model_is_made_for(
+    tmp_path: Path, values: dict[str, Any], canvas: Canvas | None, size: tuple[int, int]
+) -> None:
+    save(tmp_path / "a.png", 300, 200)
+    request = read_folder(tmp_path, "canny", None, {"prompt": "p"} | values, canvas=canvas).rows[0].request
+    assert (request.width, request.height) == size
+
+
+def test_pictures_that_a_batch_drew_are_no_controls_of_the_next(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 64, 64)
+    save(tmp_path / "out" / "limn-0123456789ab-0.png", 64, 64)
+    found = read_folder(tmp_path, "canny", None, {"prompt": "p"}, out=tmp_path / "deep" / ".." / "out")
+    assert [row.request.controls[0].image.name for row in found.rows] == ["a.png"]
+    with pytest.raises(BadRequest, match="give another --out"):
+        read_folder(tmp_path, "canny", None, {"prompt": "p"}, out=tmp_path / "out" / "..")
+
+
+@pytest.mark.parametrize("name", ["failed", "rejected"])
+def test_a_folder_called_as_one_of_a_batch_is_a_problem(tmp_path: Path, name: str) -> None:
+    """Its pictures would count as neither done nor left."""
+    save(tmp_path / name / "a.png", 64, 64)
+    save(tmp_path / "b" / name / "a.png", 64, 64)
+    found = read_folder(tmp_path, "canny", None, {"prompt": "p"})
+    assert [row.folder for row in found.rows] == [f"b/{name}"]
+    assert "rename the folder" in str(found.problems[0])
 
 
 def test_a_turned_photograph_is_measured_as_it_is_seen(tmp_path: Path) -> None:
