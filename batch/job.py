@@ -66,6 +66,11 @@ class Job:
     folder: str = ""
     min_fidelity: float = 0.0
 
+    @property
+    def chosen(self) -> bool:
+        """Whether its pictures are told apart by how faithful they are."""
+        return self.request.count > 1 or self.min_fidelity > 0.0
+
     @cached_property
     def name(self) -> str:
         """The picture's path below the output folder, with `/`; it holds no text of the user's but names of folders that exist."""
