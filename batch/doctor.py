@@ -4,8 +4,9 @@ Weights are told apart by their bytes: a model's folder gives one digest of all 
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import controls
 from controls.prepare import takes_own_file
@@ -13,19 +14,23 @@ from core.errors import BadRequest, unknown_name
 from core.files import sha256_file
 from core.request import ControlUnit, RenderRequest
 
+if TYPE_CHECKING:  # torch is heavy
+    from pipelines.inversion import Inversions
+
 _FILES = (".safetensors", ".json", ".txt", ".model")
 
 
 class Doctor:
     """Checks requests and digests their weights, each name and folder once.
 
-    model: for requests that name none; rounding: how weights will be rounded when they are loaded (`pipelines.residency.Memory.rounding`).
+    model: for requests that name none; rounding: what of how it is opened changes pictures (`pipelines.opening.Opening.rounding`).
     """
 
     def __init__(self, model: str = "toyland", *, fetch: bool = True, rounding: Sequence[str] = ()) -> None:
         self.model, self.fetch, self.rounding = model, fetch, tuple(rounding)
         self._seen: set[tuple[object, ...]] = set()
         self._found: dict[tuple[object, ...], tuple[str, ...]] = {}
+        self._embedded: dict[str, Inversions | None] = {}
 
     def check(self, request: RenderRequest) -> None:
         """Whether sampler, schedule and every control's kind and settings are known, and its extractor is installed.
@@ -58,14 +63,18 @@ class Doctor:
         return self._found[key]
 
     def words(self, request: RenderRequest) -> list[str]:
-        """The prompts with their wildcards and choices drawn; none where there are none to draw.
+        """The prompts with their wildcards and choices drawn, where there are any; digests of the textual inversions that are named.
 
         Raises:
-            BadRequest: a wildcard is not known.
+            BadRequest: a wildcard is not known. BadModel: an inversion cannot be read.
         """
         texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt}
-        if not any("__" in text or "{" in text for text in texts.values()):
-            return []
+        drawn = self._drawn(request, texts) if any("__" in text or "{" in text for text in texts.values()) else []
+        inversions = self._inversions(request.model if "model" in request.model_fields_set else self.model)
+        named = [one.path for text in drawn or texts.values() for one in inversions.used(text)] if inversions is not None else []
+        return [*drawn, *map(sha256_file, named)]
+
+    def _drawn(self, request: RenderRequest, texts: Mapping[str, str]) -> list[str]:
         from pipelines.wildcards import expand
         from renderer import folders_of
 
@@ -75,6 +84,21 @@ class Doctor:
             seed, variation = request.seeds(i)
             found += [expand(text, seed if variation is None else variation, folder, stream=name) for name, text in texts.items()]
         return found
+
+    def _inversions(self, model: str) -> "Inversions | None":
+        """Those that `Renderer.base` takes with a model."""
+        if model not in self._embedded:
+            from pipelines.checkpoint import open_checkpoint
+            from pipelines.engine import family_of, resolve
+            from renderer import folders_of
+
+            base = resolve(model, fetch=self.fetch)
+            folders = folders_of("embeddings", base)
+            takes = bool(folders) and getattr(family_of(open_checkpoint(base)), "inversions", ()) is None
+            if takes:
+                from pipelines.inversion import load_inversions
+            self._embedded[model] = load_inversions(*folders) if takes else None
+        return self._embedded[model]
 
     def _digests(self, request: RenderRequest, model: str) -> tuple[str, ...]:
         from pipelines.engine import resolve

@@ -64,6 +64,8 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words
 
 def refuse_misplaced(context: typer.Context, *, batch: bool) -> None:
     """Raises a `BadRequest` where an option of a batch was typed and there is none, or the other way round."""
+    if not batch and "://" in (out := str(context.params["out"])):
+        raise BadRequest(f"--out {out[:80]!r}: an address goes with a manifest or a folder; give a folder of this machine's")
     for name in sorted(_ONLY_SINGLE if batch else NAMES - _ALSO_SINGLE):
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
             goes = "a single request: leave out SOURCE" if batch else "a manifest or a folder: write limn render SOURCE …"

@@ -77,6 +77,12 @@ class Opening:
 
         return Memory.asked(vars(self))
 
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """What was asked for that changes pictures, by its names."""
+        memory = self.memory
+        return (*(memory.rounding if memory else ()), *(() if self.dtype is None else (self.dtype,)))
+
     def engine(self) -> "Engine":
         """An engine with nothing loaded.
 
