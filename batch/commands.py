@@ -200,9 +200,9 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, se
     """What would be done."""
     jobs, there = found.jobs, len(before.there) if before else 0
     left = [job for job in jobs if before is None or job.key not in before.there]
-    plan = estimate(left)
     opens = settings.open_drawer
     assert isinstance(opens, OpenRenderer)
+    plan = estimate(_sized(left, opens))
     seconds = _seconds_a_picture(left, opens, max(1, settings.workers))
     findings = _findings(left, opens)
     values = {
@@ -232,6 +232,22 @@ def _rehearse(found: Jobs, problems: Sequence[Problem], before: Found | None, se
         print(json.dumps(first, indent=2, ensure_ascii=False))
 
 
+def _sized(jobs: Sequence[Job], opens: OpenRenderer) -> list[Job]:
+    """The jobs with what their models draw where they leave it out, such as a size."""
+    from pipelines.engine import Engine, choose_place, resolve
+    from pipelines.family import Family
+    from pipelines.planning import with_defaults
+
+    engine, families = Engine(choose_place("cpu")), dict[str, Family]()
+    for model in {_model_of(job.request, opens) for job in jobs}:
+        families[model] = engine.outline(resolve(model))
+    return [replace(job, request=with_defaults(job.request, families[_model_of(job.request, opens)])) for job in jobs]
+
+
+def _model_of(request: RenderRequest, opens: OpenRenderer) -> str:
+    return request.model if "model" in request.model_fields_set else opens.model
+
+
 def _findings(jobs: Sequence[Job], opens: OpenRenderer) -> list[str]:
     """What `limn doctor` says about the first job of every set of models and settings."""
     from pipelines.engine import Engine, choose_place
@@ -240,7 +256,7 @@ def _findings(jobs: Sequence[Job], opens: OpenRenderer) -> list[str]:
     first = {group_of(job): job for job in reversed(jobs)}
     engine, found = Engine(choose_place(opens.device, opens.dtype), opens.memory), []
     for job in first.values():
-        request = job.request if "model" in job.request.model_fields_set else job.request.model_copy(update={"model": opens.model})
+        request = job.request.model_copy(update={"model": _model_of(job.request, opens)})
         found += [f"line {job.line}: {one.level}: {' '.join(one.text.split())}" for one in examine(request, engine)]
     return found
 

@@ -7,11 +7,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
+from batch import commands
 from batch.folders import Canvas, read_folder, sides
 from batch.grids import parse_axis, vary
+from batch.job import Job
 from batch.manifest import Manifest, Row
+from batch.planner import estimate
+from batch.work import OpenRenderer
 from core.errors import BadRequest
 from core.request import ControlUnit, RenderRequest
+from tests import tinymodels_flux
 
 
 def save(path: Path, width: int, height: int, **more: Any) -> Path:
@@ -129,6 +134,22 @@ def test_a_grid_is_a_product_over_every_row() -> None:
     assert "steps" not in found.rows[0].request.model_fields_set, "what nobody set is still left to the model"
 
 
+def test_a_grid_over_a_kind_leaves_the_other_controls() -> None:
+    units = (ControlUnit(kind="canny", image=Path("a.png")), ControlUnit(kind="depth", image=Path("d.png"), ready=True))
+    found = vary(
+        Manifest(rows=[Row(1, RenderRequest(controls=units)), Row(2, RenderRequest())]), [parse_axis('canny="x.png,low=50",y.png')]
+    )
+    made = [sorted((unit.kind, unit.image.name) for unit in row.request.controls) for row in found.rows]
+    assert made == [
+        [("canny", "x.png"), ("depth", "d.png")],
+        [("canny", "y.png"), ("depth", "d.png")],
+        [("canny", "x.png")],
+        [("canny", "y.png")],
+    ]
+    whole = vary(Manifest(rows=[Row(1, RenderRequest(controls=units))]), [parse_axis("controls=pose=p.png")])
+    assert [unit.kind for unit in whole.rows[0].request.controls] == ["pose"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -151,3 +172,25 @@ def test_a_grid_value_out_of_range_is_a_problem_of_the_row() -> None:
     assert str(found.problems[0]).startswith("line 4: grid: steps = '0'")
     with pytest.raises(BadRequest, match="over the limit"):
         vary(Manifest(rows=[Row(1, RenderRequest())] * 2), [parse_axis("seed=1..600000")])
+
+
+def test_a_model_s_own_size_and_cells_count(tmp_path: Path) -> None:
+    base = str(tinymodels_flux.build_base(tmp_path / "base"))
+    canvas = commands._Drawn(base, "out").canvas(fetch=False)
+    assert (canvas.step_px, canvas.width, canvas.height) == (16, 1024, 1024)
+    jobs = [Job("0" * 64, RenderRequest(), 1), Job("1" * 64, RenderRequest(width=64, height=64), 2)]
+    sizes = [job.request.width for job in commands._sized(jobs, OpenRenderer(base))]
+    assert sizes == [1024, 64]
+
+
+def test_maps_are_counted_as_they_are_extracted() -> None:
+    """A finished map is not extracted, other settings or another size make another map, a weight does not."""
+    unit = ControlUnit(kind="canny", image=Path("a.png"))
+    units = [
+        unit,
+        unit.model_copy(update={"weight": 0.5}),
+        unit.model_copy(update={"params": {"low": 50}}),
+        unit.model_copy(update={"ready": True}),
+    ]
+    requests = [*(RenderRequest(controls=(one,)) for one in units), RenderRequest(controls=(unit,), width=64)]
+    assert estimate([Job(str(i), request, i) for i, request in enumerate(requests)]).pictures == 3
