@@ -21,7 +21,7 @@ def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
 
 
 def _workers(text: str) -> str:
-    if text != AUTO and not (text.isascii() and text.isdigit() and int(text[:9]) <= MOST_WORKERS):
+    if text != AUTO and not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= MOST_WORKERS):
         raise BadRequest(f"--workers {text[:20]!r}: give {AUTO}, or a number of processes up to {MOST_WORKERS}")
     return text
 

@@ -78,7 +78,9 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
             elif key in ("lora", "loras"):
                 values["loras"] = [parse_lora(item) if isinstance(item, str) else item for item in _listed(value, key)]
             elif key == "hires":
-                values[key] = {"scale": value} if not isinstance(value, dict) else value
+                values[key] = value if isinstance(value, dict) else parse_hires(str(value))
+            elif key == "inversion":
+                values[key] = {"prompt": value} if isinstance(value, str) else value
             elif key in _PATHS:
                 values[key] = value if isinstance(value, Path) else placed(Path(str(value)), folder)
             else:
@@ -164,6 +166,21 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (cross and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise BadRequest(f"size {text[:40]!r}: write WIDTHxHEIGHT in pixels, as in 128x128")
     return int(width[:9]), int(height[:9])
+
+
+def parse_hires(text: str) -> dict[str, str]:
+    """`2`, or `scale=2,steps=10`, as a second pass's values.
+
+    Raises:
+        BadRequest: it is written otherwise.
+    """
+    if "=" not in text:
+        return {"scale": text}
+    items = [item.partition("=") for item in text.split(",")]
+    found = {key.strip(): value for key, _, value in items}
+    if len(found) < len(items) or not all(equals for _, equals, _ in items):
+        raise BadRequest(f"hires {text[:60]!r}: write its scale, or KEY=VALUE,… with each key once")
+    return found
 
 
 def parse_lora(text: str) -> dict[str, Any]:

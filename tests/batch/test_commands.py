@@ -15,7 +15,7 @@ from batch.verify import compare, judge, psnr_db
 from core.images import decode
 from core.provenance import read_record, write_picture
 from renderer import Picture, Renderer
-from tests import tinymodels
+from tests import tinymodels, tinymodels_flux
 
 SMALL = ["--size", "64x64", "--steps", "2"]
 
@@ -114,6 +114,29 @@ def test_options_that_do_not_go_together(work: Path, capsys: pytest.CaptureFixtu
     ):
         assert cli.run(["render", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_the_model_cannot_draw_is_found_before_anything_is_drawn(
+    work: Path, models: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flux = tinymodels_flux.build_base(work / "flux")
+    (work / "text.safetensors").write_text("no weights")
+    rows = [
+        {"prompt": "x", "width": 64},
+        {"prompt": "x", "width": 72, "model": str(flux)},
+        {"prompt": "y", "model": "text.safetensors"},
+        {"prompt": "x", "scribble": "photo.png"},
+        {"prompt": "x", "canny": f"photo.png,model={flux}"},
+        {"prompt": "z", "true_cfg_scale": 3},
+        {"prompt": "z", "width": 72, "model": str(flux)},
+    ]
+    (work / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert "line 2, column 17: width = 72: this model draws in cells of 16 pixels" in said
+    assert "6 bad rows" in said
+    assert all(f"line {line}" in said for line in range(2, 8))
+    assert not (work / "out").exists()
 
 
 def test_a_typed_model_wins_over_that_of_the_defaults(work: Path, models: Path, model: list[str]) -> None:
@@ -227,7 +250,7 @@ def test_verify_with_a_model_that_has_moved(work: Path, models: Path, model: lis
 
 def test_workers_are_a_number_or_auto(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "jobs.jsonl").write_text("{}")
-    for text in ("many", "-1", "1000", "1.5"):
+    for text in ("many", "-1", "1000", "1.5", "00000000099999"):
         assert cli.run(["render", "jobs.jsonl", "--workers", text]) == 2
         assert "give auto, or a number of processes up to 256" in capsys.readouterr().err
 

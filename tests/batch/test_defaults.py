@@ -34,7 +34,7 @@ def test_a_size_wins_however_it_is_written(
 
 def test_the_first_line_wins_over_the_caller_however_it_is_written(tmp_path: Path) -> None:
     defaults = '{"defaults": {"size": "96x64", "guidance": 5, "negative": "grey"}}'
-    given = {"size": "64x64", "width": 80, "height": 80, "guidance": 3, "guidance_scale": 7.0, "negative_prompt": "ugly"}
+    given: dict[str, Any] = {"size": "64x64", "width": 80, "height": 80, "guidance": 3, "guidance_scale": 7.0, "negative_prompt": "ugly"}
     request = read(tmp_path, defaults, '{"prompt": "x"}', **given).rows[0].request
     assert (request.width, request.height, request.guidance_scale, request.negative_prompt) == (96, 64, 5.0, "grey")
 

@@ -112,6 +112,17 @@ def test_a_missing_control_in_row_700_is_found_before_anything_is_drawn(picture:
     assert "missing.png' cannot be read" in str(found.problems[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("folder", "is a folder"), ("pipe", "is a device or a pipe"), ("/dev/zero", "is a device or a pipe")]
+)
+def test_what_is_no_file_is_not_read_for_ever(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    unit = ControlUnit(kind="canny", image=tmp_path / name)
+    (problem,) = make_jobs([Row(1, RenderRequest(controls=(unit,)))], NothingToKnow()).problems
+    assert words in str(problem)
+
+
 def test_failures_are_recorded_and_tried_again_when_told(tmp_path: Path) -> None:
     some = [*requests(4), RenderRequest(prompt="fail", width=64, height=64)]
     tally = run(tmp_path, jobs_of(some), limits=Limits(retries=2))
