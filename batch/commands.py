@@ -70,6 +70,8 @@ def render_batch(source: Path, out: str, values: Mapping[str, Any], options: Opt
     Raises:
         LimnError: nothing was drawn, or nothing could be done any more.
     """
+    if options.min_free_gb and "://" in out:
+        raise BadRequest(f"--min-free-gb {options.min_free_gb:g}: how much room is left at {out!r} cannot be known; leave it out")
     values = {name: value for name, value in values.items() if value != []}
     given = given_over(read_defaults(options.defaults) if options.defaults else {}, values)
     model = str(given.pop("model", "toyland"))

@@ -111,6 +111,7 @@ def test_options_that_do_not_go_together(work: Path, capsys: pytest.CaptureFixtu
         (["-p", "x", "--out", "s3://bucket/run"], "an address goes with a manifest"),
         (["jobs.jsonl", "--control", "canny"], "not with a manifest"),
         (["jobs.txt"], ".jsonl, .csv, .parquet"),
+        (["jobs.jsonl", "--out", "s3://bucket/run", "--min-free-gb", "5"], "cannot be known"),
     ):
         assert cli.run(["render", *arguments]) == 2
         assert words in capsys.readouterr().err

@@ -190,6 +190,13 @@ def test_the_journal_and_the_report_can_be_made_again_from_the_files(tmp_path: P
     assert {event["event"] for event in rebuild(tmp_path)} == {"done", "failed"}
 
 
+def test_a_journal_made_again_knows_still_how_much_was_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, jobs_of(requests(5)), limits=Limits(max_hours=0.0))
+    run(tmp_path, jobs_of(requests(7)), limits=Limits(max_hours=0.0))
+    write_rebuilt(tmp_path)
+    assert (summarise(Folder(tmp_path)).total, summarise(Folder(tmp_path)).left) == (7, 7)
+
+
 def test_a_torn_journal_line_is_passed_over(tmp_path: Path) -> None:
     run(tmp_path, jobs_of(requests(3)))
     with (tmp_path / "journal.jsonl").open("ab") as file:
