@@ -76,7 +76,7 @@ class Cluster:
         self._ray: Any = ray
         store = Folder(store.path.resolve()) if isinstance(store, Folder) else store
         self._arguments, self._wanted = (open_drawer, store, str(Path.cwd())), actors
-        self._on_cpu = getattr(open_drawer, "device", None) == "cpu"
+        self._on_cpu = (getattr(open_drawer, "device", None) or "").partition(":")[0] == "cpu"
         options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "num_cpus": actors} if address == "local" else {}
         try:
             ray.init(address=None if address == "local" else address, ignore_reinit_error=True, logging_level="ERROR", **options)

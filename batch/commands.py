@@ -156,7 +156,7 @@ def _settings(jobs: Sequence[Job], model: str, options: Options) -> Settings:
         ray=options.ray,
         extractors=ahead if options.extractors is None else options.extractors,
         exact=options.exact,
-        gpu=found.gpu or (options.ray not in (None, "local") and options.opening.device != "cpu"),
+        gpu=found.gpu or (options.ray not in (None, "local") and not options.opening.on_cpu),
         limits=Limits(options.retries, options.max_hours, options.min_free_gb),
         retry_failed=options.retry_failed,
     )

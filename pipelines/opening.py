@@ -78,6 +78,11 @@ class Opening:
         return Memory.asked(vars(self))
 
     @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU was asked for."""
+        return (self.device or "").partition(":")[0] == "cpu"
+
+    @property
     def rounding(self) -> tuple[str, ...]:
         """What was asked for that changes pictures, by its names."""
         memory = self.memory
