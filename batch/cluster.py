@@ -79,7 +79,7 @@ class Cluster:
         self._on_cpu = (getattr(open_drawer, "device", None) or "").partition(":")[0] == "cpu"
         options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "num_cpus": actors} if address == "local" else {}
         try:
-            ray.init(address=None if address == "local" else address, ignore_reinit_error=True, logging_level="ERROR", **options)
+            ray.init(address=address, ignore_reinit_error=True, logging_level="ERROR", **options)
         except Exception as error:  # noqa: BLE001 (Ray raises what it finds, a bare Exception among it)
             raise BadRequest(f"Ray at {address!r} cannot be reached ({' '.join(str(error).split())[:200]}): check the address") from None
         self._listening: dict[Any, _Member] = {}

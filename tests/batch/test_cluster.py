@@ -1,10 +1,12 @@
 """A batch on Ray: the same files, whoever dies. `make ray` installs what it needs."""
 
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -91,7 +93,8 @@ def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus=1", f"--port={port}"]
-    elsewhere, environment = tmp_path_factory.mktemp("head"), os.environ | {"RAY_worker_niceness": "0"}
+    elsewhere, own = tmp_path_factory.mktemp("head"), tempfile.mkdtemp(prefix="ray", dir="/tmp")  # a socket's path must be short
+    environment = os.environ | {"RAY_worker_niceness": "0", "RAY_TMPDIR": own}  # or "auto" elsewhere would find this one
     head = subprocess.Popen([*command, "--include-dashboard=false"], cwd=elsewhere, env=environment, stdout=subprocess.DEVNULL)
     try:
         for _ in range(600):
@@ -103,6 +106,7 @@ def small_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     finally:
         head.terminate()
         head.wait(60)
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def test_an_actor_that_waits_for_a_device_is_given_nothing(tmp_path: Path, small_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,3 +122,10 @@ def test_an_actor_that_waits_for_a_device_is_given_nothing(tmp_path: Path, small
     settings = Settings(open_drawer=OpenReader(), workers=2, ray=small_cluster)
     tally, _ = run_batch(jobs_of(requests(40)), open_store("out"), settings, show, stop)
     assert (tally.done, tally.failed, tally.left, tally.reason) == (40, 0, 0, "finished")
+
+
+def test_a_ray_of_its_own_joins_no_other(tmp_path: Path, small_cluster: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", small_cluster)
+    settings = Settings(open_drawer=OpenFake(), workers=2, ray="local")
+    tally, _ = run_batch(jobs_of(requests(4)), open_store(tmp_path), settings, lambda tally, job, outcome: None)
+    assert (tally.done, tally.left) == (4, 0)
