@@ -37,6 +37,7 @@ _COMMENT = re.compile(r"(?<!\\)#[^\n]*(?:\n|$)")
 _NETWORK = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")
 _AND = re.compile(r"\bAND\b")
 _BREAK = re.compile(r"\bBREAK\b")
+_SYNTAX = re.compile(r"[\\()\[\]{}|#]|\bAND\b|\bBREAK\b|<(?:lora|lyco|hypernet):|__")  # of wildcards too
 _BRACKETS = re.compile(r"\\.|[\[\]():|]|[^\\\[\]():|]+|\\", re.S)
 _ALONE = re.compile(rf"\s*({_NUMBER})\s*")
 _EMPHASIS = re.compile(rf"\\[()\[\]\\]|\\|\(|\[|:\s*({_NUMBER})\s*\)|\)|\]|[^\\()\[\]:]+|:")
@@ -73,6 +74,11 @@ def plain(text: str) -> Wording:
 
 
 EMPTY = plain("")
+
+
+def escaped(text: str) -> str:
+    """A prompt that means this text, whatever syntax it looks like: a backslash before other characters than these leaves no trace."""
+    return _SYNTAX.sub(lambda found: f"{found[0][0]}\\{found[0][1:]}" if len(found[0]) > 1 else f"\\{found[0]}", text)
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ SAID = (
     "attention_head_dim", "num_attention_heads", "norm_num_groups", "sample_size", "scaling_factor", "shift_factor", "axes_dims_rope",
     "num_trans_head", "limn_kind", "limn_kinds", "limn_channels",
     "global_pool_conditions", "controlnet_conditioning_channel_order", "shift", "force_upcast", "addition_time_embed_dim",
+    "force_zeros_for_pooled_projection",
 )  # fmt: skip
 _TITLES = {"sd": "Stable Diffusion", "sdxl": "Stable Diffusion XL", "sd3": "Stable Diffusion 3", "flux": "FLUX.1"}
 _PIPELINES = {

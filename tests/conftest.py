@@ -17,6 +17,14 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def limn_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """What tests train is not offered among the models of whoever runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LIMN_MODELS", str(tmp_path_factory.mktemp("limn")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def browser() -> "Iterator[Browser]":
     """A real headless Chromium: the system's where there is one, otherwise Playwright's own."""

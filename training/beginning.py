@@ -22,7 +22,8 @@ class Start:
     """How a ControlNet begins.
 
     blocks: how many are copied (SD and SDXL: of the encoder; SD3: joint ones; FLUX: double and single ones); empty for the usual numbers.
-    variant: full, lite (half as wide, nothing copied) or lora (differences of a `rank` to the base's encoder). channels: of each condition.
+    variant: full, lite (half as wide, nothing copied) or lora (differences of a `rank` to the base's encoder). channels: of each condition;
+    kind: what the condition is, the kinds of several joined by +, empty for none of ours.
     """
 
     hint_channels: tuple[int, ...] = HINT_CHANNELS
@@ -30,6 +31,7 @@ class Start:
     variant: Variant = "full"
     rank: int = 64
     channels: tuple[int, ...] = (3,)
+    kind: str = ""
 
     @property
     def low_rank(self) -> dict[str, int]:

@@ -12,14 +12,18 @@ from numpy.typing import NDArray
 from training.randomness import key
 
 WIDEST = 2.0  # the outermost sizes are so many times as wide as high, or as high as wide
-LARGE_PX = 512  # from here on sides are multiples of 64, as published models' are; below, of 8
+LARGE_PX = 512  # from here on sides are multiples of 64, as published models' are; below, of what the model draws in
+CELL_PX = 8
 
 Size = tuple[int, int]  # width, height
 
 
-def bucket_sizes(width: int, height: int, count: int) -> list[Size]:
-    """At most `count` sizes with about the area of width × height, from the tallest to the widest; proportions rise evenly."""
-    step = 64 if min(width, height) >= LARGE_PX else 8
+def bucket_sizes(width: int, height: int, count: int, cell_px: int = CELL_PX) -> list[Size]:
+    """At most `count` sizes with about the area of width × height, from the tallest to the widest; proportions rise evenly.
+
+    cell_px: what sides are multiples of, where they need not be of 64.
+    """
+    step = 64 if min(width, height) >= LARGE_PX else cell_px
     if count <= 1:
         return [(width, height)]
     spread = np.linspace(-math.log(WIDEST), math.log(WIDEST), count)
@@ -36,13 +40,13 @@ def nearest(sizes: Sequence[Size], width: int, height: int) -> Size:
     return min(sizes, key=lambda size: abs(math.log(size[0] / size[1] / (width / height))))
 
 
-def bucket_levels(size: Size, count: int, scales: Sequence[float]) -> list[list[Size]]:
+def bucket_levels(size: Size, count: int, scales: Sequence[float], cell_px: int = CELL_PX) -> list[list[Size]]:
     """Buckets of `count` proportions at each of several resolutions, the smallest first; scales: factors on width and height."""
     levels = []
     for scale in sorted(set(scales)):
-        step = 64 if min(size) * scale >= LARGE_PX else 8
+        step = 64 if min(size) * scale >= LARGE_PX else cell_px
         width, height = (max(1, round(side * scale / step)) * step if scale != 1.0 else side for side in size)
-        levels.append(bucket_sizes(width, height, count))
+        levels.append(bucket_sizes(width, height, count, cell_px))
     return levels
 
 
@@ -67,6 +71,10 @@ class BucketOrder:
         self.length = sum(-(-len(members) // batch_size) for members in self.members) * batch_size
         self._epoch = -1
         self._plan: NDArray[np.int64] = np.empty(0, np.int64)
+
+    def begin(self, consumed: int) -> int:
+        """The counter that a run goes on from after so many samples: a batch's first, also where the batch had another size before."""
+        return -(-consumed // self.batch_size) * self.batch_size
 
     def indices(self, counters: Sequence[int]) -> list[int]:
         """The sample index for each counter."""

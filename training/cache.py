@@ -1,7 +1,8 @@
 """What frozen networks make of the dataset, computed once: rows of one shape in safetensors shards, memory-mapped, keyed by content.
 
 A cache folder belongs to one model and one transform (its name is their digest); a row's key is the digest of what it was made from. So a
-dataset that grows computes its new rows only, datasets may share a cache, and a build that was killed goes on from its last shard.
+dataset that grows computes its new rows only, datasets may share a cache, and a build that was killed goes on from its last shard. Every
+shard says the SHA-256 of its rows, which are held against it before a training reads them.
 """
 
 import hashlib
@@ -58,7 +59,9 @@ def build(folder: Path, keys: Sequence[str], compute: Compute, batch: int, on_pr
         shard = list(range(start, min(start + ROWS_PER_SHARD, len(keys))))
         rows = torch.cat([compute(shard[first : first + batch]).cpu() for first in range(0, len(shard), batch)])
         names = " ".join(keys[position] for position in shard)
-        publish(folder / f"shard-{digest(names)[:16]}.safetensors", save({"rows": rows.contiguous()}, metadata={"keys": names}))
+        rows = rows.contiguous()
+        told = {"keys": names, "sha256": hashlib.sha256(rows.view(-1).view(torch.uint8).numpy().data).hexdigest()}
+        publish(folder / f"shard-{digest(names)[:16]}.safetensors", save({"rows": rows}, metadata=told))
         if on_progress:
             on_progress(shard[-1] + 1, len(keys))
 
@@ -76,6 +79,25 @@ class Rows:
 
     def __len__(self) -> int:
         return len(self._places)
+
+    @property
+    def bytes(self) -> int:
+        """What its shards take on the disk."""
+        return sum(shard.stat().st_size for shard in {shard for shard, _ in self._places})
+
+    def check(self, on_progress: Progress | None = None, *, part: int = 0, parts: int = 1) -> None:
+        """Whether the shards still hold what was computed; of several processes each looks at its part of them.
+
+        Raises:
+            BadRequest: one does not.
+        """
+        mine = sorted({shard for shard, _ in self._places})[part::parts]
+        for number, shard in enumerate(mine, 1):
+            wanted = _told(shard).get("sha256")  # shards of earlier versions do not say
+            if wanted and _hash_of_rows(shard) != wanted:
+                raise _damaged(shard, "its rows have another SHA-256 than was written")
+            if on_progress:
+                on_progress(number, len(mine))
 
     def __getitem__(self, positions: Sequence[int]) -> Tensor:
         """The rows at these positions, (len(positions), …), as they were computed."""
@@ -117,13 +139,31 @@ def _index(folder: Path) -> dict[str, tuple[Path, int]]:
     """Where each key's row is: (shard, row)."""
     index: dict[str, tuple[Path, int]] = {}
     for shard in sorted(folder.glob("shard-*.safetensors")):
-        try:
-            with safe_open(shard, "pt") as file:
-                keys = str((file.metadata() or {})["keys"]).split()
-        except (SafetensorError, OSError, KeyError) as error:
-            raise BadRequest(f"cache shard {str(shard)!r} is damaged ({error}): delete it, it will be computed again") from None
-        index.update((key, (shard, row)) for row, key in enumerate(keys))
+        index.update((key, (shard, row)) for row, key in enumerate(_told(shard)["keys"].split()))
     return index
+
+
+def _told(shard: Path) -> dict[str, str]:
+    """What a shard says of its rows: `keys`, `sha256`."""
+    try:
+        with safe_open(shard, "pt") as file:
+            told = dict(file.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _damaged(shard, error) from None
+    if "keys" not in told:
+        raise _damaged(shard, "it has no keys")
+    return told
+
+
+def _hash_of_rows(shard: Path) -> str:
+    """SHA-256 of all that follows the header, whose length is said in the file's first eight bytes."""
+    with shard.open("rb") as file:
+        file.seek(8 + int.from_bytes(file.read(8), "little"))
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(shard: Path, why: object) -> BadRequest:
+    return BadRequest(f"cache shard {str(shard)!r} is damaged ({why}): delete it, it will be computed again")
 
 
 def content_keys(sources: Sequence[Source], notes: Path) -> list[str]:

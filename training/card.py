@@ -8,6 +8,7 @@ from typing import Any
 
 import yaml
 
+from pipelines.engine import is_hub_id
 from training.gallery import Bounds, read_bounds
 
 SHEET = "samples.png"
@@ -16,19 +17,22 @@ SHEET = "samples.png"
 def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mapping[str, Any], out: Path) -> None:
     """Writes `README.md` into a finished folder, and the newest sheet of samples. out: of the run, with its monitor.jsonl and grids.
 
-    facts: base, condition, pairs, steps. Of paths only the last part is published.
+    facts: base, condition, kind, pairs, steps; what was measured or drawn after those steps is of other weights. Of paths only the last
+    part is published.
     """
-    sheets = sorted((out / "grids").glob("step-*.png"))
+    last = int(facts["steps"])
+    sheets = [path for path in sorted((out / "grids").glob("step-*.png")) if path.stem <= f"step-{last:08d}"]
     if sheets:
         shutil.copyfile(sheets[-1], folder / SHEET)
-    measured = _measured(out / "monitor.jsonl")
-    asked = " ".join(f"--control {kind}=map.png,ready,model={name}" for kind in str(facts["kind"]).split("+"))
+    measured = [row for row in _measured(out / "monitor.jsonl") if row["step"] <= last]
+    asked = " ".join(f"--control {kind}=map.png,ready,model=FOLDER" for kind in str(facts["kind"]).split("+"))
     tags = ", ".join(json.dumps(condition) for condition in str(facts["condition"]).split("+"))
     lines = [
         "---",
         "library_name: diffusers",
         "pipeline_tag: image-to-image",
         f"tags: [controlnet, limn, {tags}]",
+        *([f"base_model: {base}"] if (base := _of_hub(str(facts["base"]))) else []),
         "---",
         "",
         f"# {name}",
@@ -39,6 +43,8 @@ def write_card(folder: Path, name: str, facts: Mapping[str, Any], config: Mappin
         "```",
         f"limn render --model {_short(facts['base'])} {asked} --prompt '…'",
         "```",
+        "",
+        "`FOLDER` is where this file lies, or the name on the hub that it is read under.",
         "",
         *_figures(measured, read_bounds(out)),
         *([f"![control, picture, truth]({SHEET})", ""] if sheets else []),
@@ -62,7 +68,8 @@ def _figures(measured: list[dict[str, Any]], bounds: Bounds | None) -> list[str]
     for row in chosen:
         interval = "" if row.get("interval") is None else " ({:.3f} to {:.3f})".format(*row["interval"])
         fidelity = "" if row.get("fidelity") is None else f"{row['fidelity']:.3f}{interval}"
-        rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {row['gap_shuffled']:.5f} | {fidelity} |")
+        shuffled = "" if row.get("gap_shuffled") is None else f"{row['gap_shuffled']:.5f}"
+        rows.append(f"| {row['step']} | {row['gap']:.5f} | {row['error']:.5f} | {shuffled} | {fidelity} |")
     return [
         *rows,
         "",
@@ -77,6 +84,12 @@ def _measured(path: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     except (OSError, ValueError):
         return []
+
+
+def _of_hub(base: str) -> str:
+    """The hub's name of a model, without its revision; empty for others."""
+    name = base.partition("@")[0]
+    return name if is_hub_id(name) and not Path(base).exists() else ""
 
 
 def _short(value: object) -> str:

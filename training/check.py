@@ -1,18 +1,22 @@
 """`limn dataset check`: everything that is wrong with a dataset, said at once and before a day is spent on it, and a sheet to look at."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from core.control import Image
-from core.errors import BadImage, BadRequest
+from core.errors import BadImage, BadRequest, LimnError
 from core.images import sha256_pixels
 from core.sheet import contact_sheet
-from training.data import ASPECT_TOLERANCE, Loader, read_pairs
+from training.data import ASPECT_TOLERANCE, UNCLEAR, Loader, read_pairs
+from training.hub import located
+from training.mirror import is_mirrorable
 from training.pairs import DataConfig, Pair, load
 
 SHOWN = 12  # pairs on the sheet
+_PARTICULAR = re.compile(r"'[^']*'|\S*/\S*|\d+")  # of one place: what is quoted, paths, numbers
 
 Progress = Callable[[int, int], None]
 
@@ -24,10 +28,16 @@ class Findings:
     pairs: int = 0
     mistakes: dict[str, list[str]] = field(default_factory=dict)
     warnings: dict[str, list[str]] = field(default_factory=dict)
+    _first: dict[str, str] = field(default_factory=dict, repr=False)
 
     def mistake(self, what: str, where: object) -> None:
         """Notes something that training would stop at, or learn wrongly from."""
         self.mistakes.setdefault(what, []).append(str(where))
+
+    def error(self, error: LimnError) -> None:
+        """Notes what reading stopped at; errors that differ in names and numbers alone are one kind, shown by the first of them."""
+        message = " ".join(str(error).split())
+        self.mistake(self._first.setdefault(_PARTICULAR.sub("", message), message), "")
 
     def warn(self, what: str, where: object) -> None:
         """Notes something that may be meant."""
@@ -37,18 +47,22 @@ class Findings:
         """One line for each kind of mistake, the number of times and the first place."""
         for title, found in (("mistake", self.mistakes), ("warning", self.warnings)):
             for what, places in found.items():
-                yield f"{title}: {what}: {len(places)} of {self.pairs}, the first is {places[0]}" if places[0] else f"{title}: {what}"
+                more = f"; and {len(places) - 1} more like it" if len(places) > 1 else ""
+                yield f"{title}: {what}" + (f": {len(places)} of {self.pairs}, the first is {places[0]}" if places[0] else more)
 
 
-def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[Findings, Image | None]:
+def check(config: DataConfig, *, base: str = "toyland", on_progress: Progress | None = None) -> tuple[Findings, Image | None]:
     """Looks at every pair of a dataset: what is wrong, and a sheet of some pairs, picture beside condition.
+
+    base: what it is for, as in a training's settings: it decides by which estimator conditions are extracted.
 
     Raises:
         BadRequest: there is no dataset to look at.
     """
+    config = config.model_copy(update={"folder": located(config.folder)})
     found = Findings()
-    pairs = read_pairs(config.model_copy(update={"flip": False, "crops": 0}), lambda error: found.mistake(str(error), ""))
-    loader = Loader(config)
+    pairs = read_pairs(config.model_copy(update={"flip": False, "crops": 0}), found.error)
+    loader = Loader(config, base=base)
     found.pairs = len(pairs)
     seen: dict[str, Pair] = {}
     whole: list[Pair] = []
@@ -62,7 +76,7 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
             maps = [load(condition) for condition in pair.conditions]
             mask_HWC = None if pair.mask is None else load(pair.mask)
         except BadImage as error:
-            found.mistake(f"a picture that cannot be decoded ({error})", "")
+            found.error(BadImage(f"a picture that cannot be decoded ({error})"))
             continue
         whole.append(pair)
         before = seen.setdefault(sha256_pixels(picture_HWC), pair)
@@ -74,19 +88,25 @@ def check(config: DataConfig, *, on_progress: Progress | None = None) -> tuple[F
         for control, source, map_HWC in zip(loader.controls, pair.conditions, maps, strict=False):  # none where they are extracted
             for what in _wrong_map(picture_HWC, map_HWC):
                 found.mistake(what, source)
+            if not np.ptp(map_HWC):  # which may be meant: a picture that nobody is in has an empty pose
+                found.warn(f"an empty condition (all {'black' if not map_HWC.any() else 'of one colour'})", source)
+            if config.flip and control is not None and not is_mirrorable(map_HWC, control.name):
+                found.mistake(f"a condition that {UNCLEAR}", source)
             if control is not None and control.mistake is not None and (wrong := control.mistake(map_HWC)):
                 found.mistake(f"a {control.name} map that {wrong}", source)
         if mask_HWC is not None:
             for what in _wrong_mask(picture_HWC, mask_HWC):
                 found.mistake(what, pair.mask)
-    return found, _sheet(whole, loader, config) if whole else None
+    try:
+        return found, _sheet(whole, loader, config) if whole else None
+    except LimnError as error:  # conditions that cannot be extracted
+        found.error(error)
+        return found, None
 
 
 def _wrong_map(picture_HWC: Image, map_HWC: Image) -> Iterator[str]:
     yield from _wrong_shape(picture_HWC, map_HWC, "condition")
-    if not np.ptp(map_HWC):
-        yield f"an empty condition (all {'black' if not map_HWC.any() else 'of one colour'})"
-    elif map_HWC.max() <= 1:
+    if np.ptp(map_HWC) and map_HWC.max() <= 1:
         yield "a condition in the range 0 to 1, which is nearly black: save it in 0 to 255"
     if picture_HWC.shape == map_HWC.shape and np.array_equal(picture_HWC, map_HWC):
         yield "a condition equal to its picture"

@@ -95,17 +95,20 @@ def newest_whole(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint that is whole, and a line for each newer one that is damaged; those are moved out of the way.
 
     Raises:
-        BadModel: there are checkpoints and none is whole.
+        BadModel: there are checkpoints and none is whole; they stay where they are, so that this is said again and again.
     """
-    found, notes = steps(folder), list[str]()
+    found, damaged = steps(folder), dict[int, BadModel]()
     for step in reversed(found):
         try:
-            return load(folder, step), notes
+            whole = load(folder, step)
         except BadModel as error:
-            notes.append(f"WARNING: {error}; moved to {set_aside(folder, step).name}, using the one before")
-    if found:
-        raise BadModel(f"{folder}: none of {len(found)} checkpoints is whole ({notes[0]}): start anew with another `out`")
-    return None, notes
+            damaged[step] = error
+        else:
+            aside = "WARNING: {}; moved to {}, using the one before"
+            return whole, [aside.format(error, set_aside(folder, other).name) for other, error in damaged.items()]
+    if damaged:
+        raise BadModel(f"{folder}: none of {len(found)} checkpoints is whole ({damaged[found[-1]]}): start anew with another `out`")
+    return None, []
 
 
 def set_aside(folder: Path, step: int) -> Path:

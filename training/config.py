@@ -9,7 +9,7 @@ from core.request import Frozen
 from training.pairs import DataConfig
 
 # settings that a resumed run may change and still equal an uninterrupted one
-HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every"}
+HARMLESS = {"out", "workers", "device", "checkpoint_every", "checkpoint_minutes", "keep", "resume", "log_every", "ema_on_cpu"}
 
 HINT_CHANNELS = (16, 32, 96, 256)  # of published SD ControlNets
 
@@ -26,7 +26,8 @@ class TrainConfig(Frozen):
     batch_size: int = Field(16, ge=1, description="samples per optimiser step, over all processes and micro-batches")
     accumulation: int = Field(1, ge=1, description="micro-batches that a process makes of its share of the batch")
     optimiser: Literal["adamw", "adamw8bit", "adafactor", "lion", "prodigy"] = Field(
-        "adamw", description="adamw8bit needs bitsandbytes, prodigy prodigyopt; lion wants a rate 3 to 10 times lower, prodigy 1"
+        "adamw",
+        description="adamw8bit needs bitsandbytes, prodigy prodigyopt; lion wants 3 to 10 times lower rates than adamw, prodigy 1",
     )
     learning_rate: float = Field(1e-4, gt=0.0, description="peak rate of the optimiser")
     learning_rate_factors: dict[str, Annotated[float, Field(ge=0.0)]] = Field(
@@ -38,6 +39,7 @@ class TrainConfig(Frozen):
     betas: tuple[Fraction, Fraction] = Field((0.9, 0.999), description="of AdamW, Lion and Prodigy")
     clip: float = Field(1.0, gt=0.0, description="limit of the gradient's global norm")
     ema_decay: Fraction = Field(0.9999, description="of the averaged weights; 0 turns averaging off")
+    ema_on_cpu: bool = Field(False, description="keep the averaged weights in the host's memory")
     seed: int = Field(0, ge=0, lt=2**63, description="of order, noise, times and dropout")
     precision: Precision = Field("fp32", description="of the forward pass; weights and optimiser stay fp32, fp16 scales the loss")
     sharding: Literal["none", "fsdp", "zero"] = Field(
@@ -64,6 +66,10 @@ class TrainConfig(Frozen):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulation {self.accumulation}")
         if self.warmup >= self.steps and self.schedule != "constant":
             raise ValueError(f"warmup {self.warmup} leaves nothing of {self.steps} steps for the {self.schedule} schedule")
+        if self.optimiser == "prodigy" and (other := set(self.learning_rate_factors.values()) - {0.0, 1.0}):
+            raise ValueError(
+                f"learning_rate_factors {min(other):g}: prodigy finds one rate for all; give 0, which holds a part, or leave it out"
+            )
         return self
 
     @property
@@ -113,7 +119,7 @@ class RewardConfig(Frozen):
 class MonitorConfig(Frozen):
     """What is measured while a ControlNet is trained, and how often."""
 
-    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0 measures nothing")
+    every: int = Field(500, ge=0, description="steps between two measurements of the paired gap; 0: only where the samples are drawn")
     samples: int = Field(16, ge=0, le=64, description="pairs that are measured, and held out where that is under a tenth of all; 0: none")
     fidelity_every: int = Field(0, ge=0, description="steps between drawing the samples and scoring how well they obey; 0 draws nothing")
     steps: int = Field(20, ge=1, le=200, description="sampling steps of the drawn pictures")
@@ -125,6 +131,8 @@ class MonitorConfig(Frozen):
     def _others_to_shuffle(self) -> "MonitorConfig":
         if self.samples == 1:
             raise ValueError("samples 1: a sample is also measured against another's condition; give 2 or more, or 0 to measure none")
+        if self.fidelity_every and not self.samples:
+            raise ValueError(f"fidelity_every {self.fidelity_every} draws samples, and samples is 0: give 2 or more")
         return self
 
 
@@ -132,8 +140,12 @@ class ControlNetConfig(Frozen):
     """Everything that determines a ControlNet's training."""
 
     base: str = Field("toyland", description="'toyland', a diffusers folder or a hub id; stays as it is")
-    init: Path | None = Field(None, description="ControlNet folder to start from; default: a silent copy of the base's encoder")
-    hint_channels: tuple[int, ...] = Field(HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)")
+    init: Path | None = Field(
+        None, description="ControlNet to start from, a folder, .safetensors file or hub id; default: a silent copy of the base's encoder"
+    )
+    hint_channels: tuple[Annotated[int, Field(ge=1, le=65536)], ...] = Field(
+        HINT_CHANNELS, min_length=2, max_length=6, description="widths of the hint encoder (SD, SDXL)"
+    )
     blocks: tuple[int, ...] = Field(
         (), max_length=2, description="blocks that are copied: of the encoder (SD, SDXL), joint ones (SD3), double and single ones (FLUX)"
     )
@@ -153,7 +165,10 @@ class ControlNetConfig(Frozen):
     guidance_scale: float = Field(3.5, ge=0.0, le=100.0, description="what guidance-distilled bases (FLUX dev) are told")
     base_weights: Literal["fp32", "bf16"] = Field("fp32", description="precision that the base is kept in; its autoencoder stays fp32")
     gradient_checkpointing: bool = Field(False, description="compute the ControlNet twice instead of keeping what is in between")
-    cache: Path | None = Field(None, description="folder for moments and text embeddings; default: `cache` in the dataset's folder")
+    cache: Path | None = Field(
+        None,
+        description="folder for moments and text embeddings; default: `cache` in the dataset's folder, or in the run's for one of the hub",
+    )
     cache_batch: int = Field(16, ge=1, le=1024, description="pictures encoded at once while the cache is built")
     weights: Precision = Field("fp32", description="precision of what is written in the end")
     single_file: bool = Field(True, description="also write one .safetensors file for A1111 and ComfyUI into the finished folder")

@@ -24,7 +24,7 @@ from training.steering import HINT_CHANNELS as HINT_CHANNELS
 from training.steering import Steering, check_silent
 from training.texts import Texts
 
-Export = Callable[[Path, Any], None]
+Export = Callable[[Path, Any, int | None], None]
 
 
 def new_controlnet(unet: UNet2DConditionModel, cell_px: int = 8, hint_channels: Sequence[int] = HINT_CHANNELS) -> ControlNetModel:
@@ -46,7 +46,8 @@ class ControlNetTask:
 
     moments: of every pair's picture, (2·C, h, w) a row. conditions: uint8 (H, W, 3) where they are extracted, latents (C, h, w) where the
     network reads those; else they are read from their files. scale, shift: of latents, as `pipelines.vae.shift_and_scale` gives them.
-    write: makes the finished folder. held_out: positions of the pairs that are measured; holds_out: nothing is learned from their pictures.
+    write: makes the finished folder. told: the settings that all this was made by. held_out: positions of the pairs that are measured;
+    holds_out: nothing is learned from their pictures.
     """
 
     net: Any
@@ -65,6 +66,7 @@ class ControlNetTask:
     prior_share: float = 0.0
     reward: Reward | None = None
     write: Export | None = None
+    told: dict[str, Any] = field(default_factory=dict)
     held_out: list[int] = field(default_factory=list)
     holds_out: bool = False
     name: str = "controlnet"
@@ -72,6 +74,7 @@ class ControlNetTask:
     def __post_init__(self) -> None:
         measured = set() if not self.holds_out else {self.pairs[position].picture for position in self.held_out}
         self.chosen = [position for position, pair in enumerate(self.pairs) if pair.picture not in measured]
+        self._blacks: dict[tuple[int, int], Tensor] = {}
 
     def modules(self) -> dict[str, nn.Module]:
         return {"controlnet": self.net}
@@ -102,6 +105,10 @@ class ControlNetTask:
     def buckets(self) -> list[int]:
         """See `training.task.WithBuckets`."""
         return [self.moments.part(position) for position in self.chosen]
+
+    def settings(self) -> dict[str, Any]:
+        """See `training.task.WithSettings`."""
+        return self.told
 
     def latents(self, moments_B2CHW: Tensor, draws: Draws) -> Tensor:
         """Latents drawn from cached moments, as the denoiser expects them."""
@@ -136,9 +143,13 @@ class ControlNetTask:
         net.load_state_dict(weights["controlnet"])
         return net
 
-    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]]) -> None:
-        """A diffusers ControlNet folder, and what `write` makes beside it."""
-        (self.write or write_folder)(folder, self.finished(ema))
+    def export(self, folder: Path, ema: dict[str, dict[str, Tensor]], step: int | None = None) -> None:
+        """A diffusers ControlNet folder, and what `write` makes beside it. step: that the weights are of, where it is not the last."""
+        net = self.finished(ema)
+        if self.write is None:
+            write_folder(folder, net)
+        else:
+            self.write(folder, net, step)
 
     def _conditions(self, indices: list[int]) -> Tensor:
         if self.conditions is None:
@@ -172,9 +183,8 @@ class ControlNetTask:
         return torch.where(drop_B111, self._black(condition_BCHW), condition_BCHW), replace(noised, target_BCHW=target_BCHW)
 
     def _black(self, like_BCHW: Tensor) -> Tensor:
-        if not self.steering.reads_latents:
-            return torch.zeros_like(like_BCHW)
-        cell_px = self.base.cell_px
+        cell_px = self.base.cell_px if self.steering.reads_latents else 1
         size = (like_BCHW.shape[2] * cell_px, like_BCHW.shape[3] * cell_px)
-        black_HWC = np.zeros((*size, sum(self.loader.channels)), np.uint8)
-        return self.steering.condition(black_HWC).clone().to(like_BCHW).expand_as(like_BCHW)
+        if size not in self._blacks:  # the autoencoder says the same at every step
+            self._blacks[size] = self.steering.condition(np.zeros((*size, sum(self.loader.channels)), np.uint8)).clone()
+        return self._blacks[size].to(like_BCHW).expand_as(like_BCHW)

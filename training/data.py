@@ -4,6 +4,7 @@ The layouts are `training/formats`' business. What a condition is decides how it
 """
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,13 +21,16 @@ from core.request import Frozen
 from core.stack import stacked
 from pipelines.stacks import Stack
 from training import formats
-from training.mirror import mirrored_map
+from training.mirror import is_mirrorable, mirrored_map
 from training.pairs import DataConfig as DataConfig
 from training.pairs import Pair as Pair
 from training.pairs import Report, Source, load
 from training.randomness import key
 
 ASPECT_TOLERANCE = 0.02  # a pixel of rounding in 64
+UNCLEAR = (
+    "is a pose that is not in OpenPose's very colours, so data.flip cannot swap left and right: save it as PNG, or leave out data.flip"
+)
 
 Size = tuple[int, int]  # width, height
 
@@ -45,7 +49,7 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
     if not pairs:
         told(BadRequest(f"dataset {str(config.folder)!r} has no rows: nothing to train on ({layout.name}: {layout.example})"))
     files = [source for pair in pairs for source in pair.sources if isinstance(source, Path)]
-    missing = [path for path in files if not path.is_file()]
+    missing = [path for path in files if not _is_file(path)]
     if missing:
         told(
             BadRequest(
@@ -58,6 +62,13 @@ def read_pairs(config: DataConfig, report: Report | None = None) -> list[Pair]:
     if config.crops:
         pairs = [replace(pair, crop=crop) for crop in range(config.crops) for pair in pairs]
     return pairs + ([replace(pair, mirrored=True) for pair in pairs] if config.flip else [])
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than the system takes
+        return False
 
 
 def _raise(error: BadRequest) -> None:
@@ -77,11 +88,12 @@ def controls_of(config: DataConfig) -> tuple[Control | None, ...]:
 class Loader:
     """Decodes pairs and brings them to the training size. sizes: of the pictures that are not trained at the config's own.
 
-    controls: the kind of each condition, None where it is none of ours. Conditions of several kinds are stacked, channel after channel.
+    base: what is trained for, as settings name it; it decides which estimator extracts by default, as in rendering. controls: the kind of
+    each condition, None where it is none of ours. Conditions of several kinds are stacked, channel after channel.
     """
 
-    def __init__(self, config: DataConfig, sizes: Mapping[Source, Size] | None = None) -> None:
-        self.config = config
+    def __init__(self, config: DataConfig, sizes: Mapping[Source, Size] | None = None, base: str = "") -> None:
+        self.config, self.base = config, base
         self.controls = controls_of(config)
         self.width, self.height = config.width, config.height
         self.sizes = dict(sizes or {})
@@ -89,14 +101,19 @@ class Loader:
         if (config.params or config.vary) and not config.extract:
             raise BadRequest("data.params and data.vary are an extractor's settings: set data.extract to make conditions from the pictures")
         if config.extract:
-            for control in self.controls:
+            for control, ends in itertools.product(self.controls, itertools.product(*config.vary.values())):
                 assert control is not None
-                self._params(control, config.params | {name: ends[0] for name, ends in config.vary.items()})  # refused now, not later
+                self._params(control, config.params | self._as_declared(control, dict(zip(config.vary, ends, strict=True))))
 
     @property
     def control(self) -> Control | None:
         """The kind of the first condition."""
         return self.controls[0]
+
+    @property
+    def kind(self) -> str:
+        """What is known of the conditions, the kinds of several joined by +; rendering calls them so too."""
+        return "+".join(control.name for control in self.controls if control is not None)
 
     def told(self) -> dict[str, Any]:
         """What a ControlNet's config says of the conditions: the kind, or the kinds and channels of several; nothing of unknown ones."""
@@ -152,11 +169,8 @@ class Loader:
         assert control is not None
         name, drawn = self._name(pair.picture), {}
         for setting, (low, high) in self.config.vary.items():
-            value = low + (high - low) * (key(name, setting) / 2**64)
-            whole = int in (kinds := get_args(control.params.model_fields[setting].annotation)) or not kinds
-            integer = whole and control.params.model_fields[setting].annotation is not float
-            drawn[setting] = round(value) if integer else value
-        return self._params(control, self.config.params | drawn)
+            drawn[setting] = low + (high - low) * (key(name, setting) / 2**64)
+        return self._params(control, self.config.params | self._as_declared(control, drawn))
 
     def recipe(self, pair: Pair) -> str:
         """How the pair's conditions are made, as a short name: equal recipes make equal conditions of equal files."""
@@ -195,11 +209,14 @@ class Loader:
         """Whether all that a pair has can be decoded and has one shape.
 
         Raises:
-            BadImage: something cannot be decoded, or a mask hides everything.
+            BadImage: something cannot be decoded, or a mask hides everything, or a map that is to be mirrored cannot be.
             Mismatch: a condition or mask has other proportions than its picture.
         """
         for wrong in other_proportions(pair):
             raise Mismatch(wrong)
+        for control, source in zip(self.controls, pair.conditions, strict=False) if self.config.flip else ():  # none if extracted
+            if control is not None and not is_mirrorable(load(source), control.name):
+                raise BadImage(f"{str(source)!r} {UNCLEAR}")
         if pair.mask is not None and not load(pair.mask).any():
             raise BadImage(f"mask {str(pair.mask)!r} is all black: nothing of its picture would count; leave the pair out")
 
@@ -216,7 +233,17 @@ class Loader:
     def _params(self, control: Control, values: Mapping[str, Any]) -> Frozen:
         if strange := [name for name in self.config.vary if name not in control.params.model_fields]:
             raise unknown_name(f"{control.name} setting", strange[0], control.params.model_fields)
-        return settled(control, control.parse_params(values), "")
+        return settled(control, control.parse_params(values), self.base)
+
+    def _as_declared(self, control: Control, values: Mapping[str, float]) -> dict[str, Any]:
+        """Values of settings, rounded where they are whole numbers. All ends of what varies are tried before anything is extracted."""
+        found: dict[str, Any] = dict(values)
+        for setting in values.keys() & control.params.model_fields.keys():
+            declared = control.params.model_fields[setting].annotation
+            kinds = get_args(declared)
+            if (int in kinds or not kinds) and declared is not float:
+                found[setting] = round(values[setting])
+        return found
 
     def _name(self, source: Source) -> str:
         """A source without the machine's path to it."""

@@ -17,14 +17,16 @@ from torch import Tensor
 from core.files import publish, sha256_file
 from pipelines.family import Family
 from pipelines.images import picture_to_tensor
+from pipelines.memory import explained
 from training import cache
-from training.buckets import Size, bucket_levels, fitting
+from training.buckets import CELL_PX, Size, bucket_levels, fitting
 from training.data import Loader
 from training.pairs import DataConfig, Pair, Source, load
 from training.progress import counting
 
 Say = Callable[[str], None]
 TIMED = 4  # rows of a cache that are timed before the rest is announced
+SAID_FROM = 2**30  # bytes of a cache, below which nobody waits for its check
 
 
 def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
@@ -44,12 +46,46 @@ def originals(pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
     return {source: (known[f"size {content}"][0], known[f"size {content}"][1]) for source, content in zip(sources, keys, strict=True)}
 
 
-def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path) -> dict[Source, Size]:
-    """The size of every picture that is not trained at the config's own: by its proportions, and by how large it is."""
+def sizes_of(config: DataConfig, pairs: Sequence[Pair], notes: Path, cell_px: Callable[[], int] = lambda: CELL_PX) -> dict[Source, Size]:
+    """The size of every picture that is not trained at the config's own: by its proportions, and by how large it is.
+
+    cell_px: what the base draws multiples of; asked for where it matters.
+    """
     if not config.buckets and config.scales == (1.0,):
         return {}
-    levels = bucket_levels((config.width, config.height), config.buckets, config.scales)
+    levels = bucket_levels((config.width, config.height), config.buckets, config.scales, cell_px())
     return {source: fitting(levels, *size) for source, size in originals(pairs, notes).items()}
+
+
+def check(folder: Path, pairs: Sequence[Pair], loader: Loader) -> None:
+    """Looks at every pair that has not been looked at with these very files: what does not fit is found now, not when training comes to it.
+
+    The pairs that were fine are remembered in `folder`, whatever is cached of their pictures.
+
+    Raises:
+        BadImage, Mismatch: as `Loader.check_pair`.
+    """
+    state, notes = PartialState(), folder / "checked.json"
+    whole = {pair.sources: pair for pair in pairs}  # crops and mirrored pairs have the same files
+    sources = [source for files in whole for source in files]
+    with state.main_process_first():
+        contents = dict(zip(sources, cache.content_keys(sources, folder / "contents.json"), strict=True))
+        try:
+            known = set(json.loads(notes.read_text()))
+        except (OSError, ValueError):
+            known = set()
+    mirrored = [f"mirrored {loader.kind}"] * loader.config.flip
+    keys = {cache.digest(" ".join([*(contents[source] for source in files), *mirrored])): pair for files, pair in whole.items()}
+    todo = [pair for key, pair in keys.items() if key not in known]
+    mine = todo[state.process_index :: state.num_processes]
+    if mine:
+        with counting("looking at pairs", len(mine), quiet=not state.is_main_process) as progress:
+            for number, pair in enumerate(mine, 1):
+                loader.check_pair(pair)
+                progress(number, len(mine))
+    state.wait_for_everyone()
+    if todo and state.is_main_process:
+        publish(notes, json.dumps(sorted(known | keys.keys())).encode())
 
 
 def texts(folder: Path, captions: Sequence[str], encode: Callable[[Sequence[str]], Tensor], belongs_to: dict[str, Any]) -> cache.Rows:
@@ -66,8 +102,6 @@ def moments(folder: Path, pairs: Sequence[Pair], loader: Loader, vae: Any, belon
 
     @torch.no_grad()
     def compute(rows: list[int]) -> Tensor:
-        for row in rows:  # what is damaged is found now, not when training comes to it
-            loader.check_pair(pairs[row])
         pixels = torch.stack([picture_to_tensor(loader.picture(pairs[row])) for row in rows]).to(vae.device)
         found: Tensor = vae.encode(pixels).latent_dist.parameters
         return found
@@ -145,17 +179,23 @@ def _by_size(pairs: Sequence[Pair], loader: Loader, rows_of: Callable[[Size, lis
 
 def _cached(folder: Path, keys: list[str], compute: cache.Compute, batch: int, state: PartialState) -> cache.Rows:
     """The rows of `keys`, those that are missing computed by all processes together, after saying how long and how large."""
+    kind, main = folder.name.partition("-")[0], state.is_main_process
     todo = cache.missing(folder, keys)
     state.wait_for_everyone()  # nobody publishes before everybody has seen the same gaps
     mine = todo[state.process_index :: state.num_processes]
     if mine:
-        kind = folder.name.partition("-")[0]
-        if state.is_main_process and len(mine) > TIMED:
-            _announce(kind, len(todo), len(mine), lambda: compute(mine[:TIMED]))
-        with counting(f"caching {kind}", len(mine), quiet=not state.is_main_process) as progress:
+        remedy = f"set cache_batch={batch // 2}" if kind == "moments" and batch > 1 else "set a smaller data.width and data.height"
+        memory = explained(f"on {state.device.type} to cache {kind} in batches of {batch}", remedy)
+        with memory, counting(f"caching {kind}", len(mine), quiet=not main) as progress:
+            if main and len(mine) > TIMED:
+                _announce(kind, len(todo), len(mine), lambda: compute(mine[:TIMED]))
             cache.build(folder, [keys[row] for row in mine], lambda rows: compute([mine[row] for row in rows]), batch, progress)
     state.wait_for_everyone()
-    return cache.Rows(folder, keys)
+    rows = cache.Rows(folder, keys)
+    with counting(f"checking {kind}, shard", len(keys), quiet=not main or rows.bytes < SAID_FROM) as progress:
+        rows.check(progress, part=state.process_index, parts=state.num_processes)
+    state.wait_for_everyone()
+    return rows
 
 
 def _announce(kind: str, rows: int, mine: int, sample: Callable[[], Tensor]) -> None:

@@ -2,6 +2,9 @@
 
 SD 1.x and 2.x have the original layout, `control_model.*`. SDXL, SD3 and FLUX have no other layout than diffusers' names in one file: it is
 what those programs read. Source of the original names: lllyasviel/ControlNet, cldm/cldm.py; CompVis, openaimodel.py.
+
+ComfyUI gives SD3's ControlNets the condition's latents without the autoencoder's shift, as InstantX's were trained; diffusers and Limn take
+it off. The single file therefore has the shift in the bias of the layer that reads those latents, and says so in its metadata.
 """
 
 import json
@@ -15,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from core.errors import BadModel
+from pipelines.layouts.transformers import SHIFT, shifted
 from pipelines.loading import WEIGHT_NAMES, quiet
 from pipelines.singlefile import SAID
 from pipelines.variants import Variant, differences, is_low_rank
@@ -67,20 +71,31 @@ def _inner(part: str, rest: str) -> str:
     return _RESNET[rest] if part == "resnets" else rest
 
 
-def single_file_tensors(net: Any) -> dict[str, Tensor]:
-    """The network's tensors as A1111 and ComfyUI name them."""
+def single_file_tensors(net: Any, shift: float = 0.0) -> dict[str, Tensor]:
+    """The network's tensors as A1111 and ComfyUI name them. shift: of the latents that SD3's are given, after scaling; see above."""
     state: Mapping[str, Tensor] = net.state_dict()
+    if _takes_shift(net, shift):
+        return shifted(state, -shift)
     if is_low_rank(net):
-        return _control_lora(differences(net), net.config)
+        plain = {name: tensor for name, tensor in state.items() if tensor.ndim == 1}
+        return _control_lora(differences(net) | plain, net.config)
     if type(net).__name__ != "ControlNetModel" or net.config.addition_embed_type is not None:
         return dict(state)
     return _original(state, net.config)
 
 
-def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Low-rank differences as ComfyUI reads them: the original names without their prefix, and a mark.
+def _takes_shift(net: Any, shift: float) -> bool:
+    """Whether the single file makes up for the shift: of the one map that ComfyUI gives, to a network that was not taught without it."""
+    if not shift or type(net).__name__ != "SD3ControlNetModel":
+        return False
+    return not net.config.extra_conditioning_channels and not net.config.force_zeros_for_pooled_projection
 
-    Source: Stability AI, control-lora, 2023; ComfyUI, comfy/controlnet.py.
+
+def _control_lora(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Low-rank differences as ComfyUI and A1111 read them: the original names without their prefix, and a mark.
+
+    The base's biases and norms are among them: A1111 takes only matrices from its own model, and knows SD 1.x by a norm.
+    Source: Stability AI, control-lora, 2023; ComfyUI, comfy/controlnet.py; sd-webui-controlnet, scripts/controlnet_lora.py.
     """
     named = {name.removeprefix("control_model."): tensor for name, tensor in _original(tensors, config).items()}
     return named | {"lora_controlnet": torch.zeros(1)}
@@ -115,15 +130,18 @@ def write_folder(folder: Path, net: Any, precision: Precision = "fp32") -> None:
     _compare(net.state_dict(), {name: tensor.to(DTYPES[precision]) for name, tensor in again.state_dict().items()}, folder)
 
 
-def write_single_file(path: Path, net: Any, precision: Precision = "fp32") -> None:
+def write_single_file(path: Path, net: Any, precision: Precision = "fp32", shift: float = 0.0) -> None:
     """One .safetensors file, read again and compared; what its shapes cannot say of its configuration is in its metadata.
+
+    shift: as for `single_file_tensors`.
 
     Raises:
         BadModel: what was read is not what was written.
     """
-    tensors = {name: tensor.to(DTYPES[precision]).contiguous() for name, tensor in single_file_tensors(net).items()}
+    tensors = {name: tensor.to(DTYPES[precision]).contiguous() for name, tensor in single_file_tensors(net, shift).items()}
     said = {name: net.config[name] for name in SAID if net.config.get(name) is not None}
-    save_file(tensors, path, metadata={"format": "pt", "limn.control": json.dumps(said)})
+    metadata = {"format": "pt", "limn.control": json.dumps(said)} | ({SHIFT: repr(shift)} if _takes_shift(net, shift) else {})
+    save_file(tensors, path, metadata=metadata)
     _compare(tensors, load_file(path), path)
 
 

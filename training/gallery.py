@@ -17,6 +17,7 @@ from core.intervals import bootstrap
 from core.request import ControlUnit, RenderRequest
 from core.sheet import contact_sheet
 from pipelines.images import tensor_to_pictures
+from pipelines.prompt import escaped
 from renderer import Renderer
 from training.controlnet import ControlNetTask
 from training.export import write_folder
@@ -120,7 +121,7 @@ class Gallery:
     def _drawn(self, caption: str, like_HWC: Image, units: tuple[ControlUnit, ...]) -> Image:
         values: dict[str, Any] = {"guidance_scale": self.guidance_scale} if self.guidance_scale is not None else {}
         request = RenderRequest(
-            prompt=caption,
+            prompt=escaped(caption),  # captions are plain text in training
             model=self.renderer.model,
             height=like_HWC.shape[0],
             width=like_HWC.shape[1],

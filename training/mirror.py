@@ -6,17 +6,33 @@ from numpy.typing import NDArray
 from core.control import Image
 from core.skeleton import COLOURS, JOINTS, LIMBS
 
+_COLOURED = 64  # levels between the channels; the darkest colour of a limb has 153
 _LIMB_BRIGHTNESS = 0.6  # of core.skeleton's maps and the published ones
 
 
 def mirrored_map(map_HWC: Image, kind: str) -> Image:
-    """A map of a kind, mirrored left to right: RGB uint8 HWC in and out. An unknown kind's colours mean no direction."""
+    """A map of a kind, mirrored left to right: RGB uint8 HWC in and out. An unknown kind's colours mean no direction.
+
+    What is black in a map of normals points nowhere and stays so.
+    """
     flipped_HWC = np.ascontiguousarray(map_HWC[:, ::-1])
     if kind == "normal":
-        flipped_HWC[..., 0] = 255 - flipped_HWC[..., 0]  # red runs to the left
+        flipped_HWC[..., 0] = np.where(flipped_HWC.any(axis=2), 255 - flipped_HWC[..., 0], 0)  # red runs to the left
     if kind == "pose":
         return _recoloured(flipped_HWC, _swaps())
     return flipped_HWC
+
+
+def is_mirrorable(map_HWC: Image, kind: str) -> bool:
+    """Whether left and right can be told apart: at least half of what is coloured in a pose is in OpenPose's very colours.
+
+    What JPEG or blending has done to them is not undone: hands are drawn in colours that lie close to those of joints.
+    """
+    if kind != "pose":
+        return True
+    coloured_HW = np.ptp(map_HWC, axis=2) > _COLOURED
+    numbers = (map_HWC[coloured_HW].astype(np.uint32) << np.array([16, 8, 0], np.uint32)).sum(axis=1, dtype=np.uint32)
+    return not len(numbers) or float(np.isin(numbers, list(_swaps())).mean()) >= 0.5
 
 
 def _swaps() -> dict[int, int]:

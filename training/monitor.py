@@ -1,8 +1,10 @@
 """Whether a ControlNet works yet: what its condition is worth to the denoiser, and how well pictures obey it, on pairs held out.
 
-The loss of diffusion training says next to nothing: it is mostly the noise of times and samples. Here every sample is denoised twice at the
-same times with the same noise, with its condition and without; the difference, the paired gap, has little noise left in it. It is near 0
-until the ControlNet is heard, and grows when it is: suddenly, as a rule. Everything measured is in `<out>/monitor.jsonl`.
+The loss of diffusion training says next to nothing: it is mostly the noise of times and samples. Here every sample is denoised at the same
+times with the same noise, with its condition, without one and with another sample's; the differences have little noise left in them. The
+first, the paired gap, also grows while the ControlNet merely learns what the dataset's pictures look like, whatever its condition. The
+second, against other conditions, is 0 until the condition is heard, and then grows: suddenly, as a rule. It is what is gone by.
+Everything measured is in `<out>/monitor.jsonl`.
 """
 
 import json
@@ -32,6 +34,7 @@ from training.waiting import waiting
 
 SHARES = (0.125, 0.375, 0.625, 0.875)  # of the times that the gap is measured at: the middles of four bins
 CERTAIN = 3.0  # standard errors above 0
+SHARE = 0.1  # of the paired gap, which a condition that is heard is the reason of at least
 JUMP = 2.5  # times the median of what was measured before
 BATCH = 8
 FILE = "monitor.jsonl"
@@ -41,22 +44,26 @@ FILE = "monitor.jsonl"
 class Measured:
     """One measurement: mean gap and its standard error, the same against other samples' conditions, and by the quarters of time.
 
-    residuals: by place, the size of what the ControlNet says over that of the base's own features there. interval: of the fidelity, 95%.
+    gap_shuffled, error_shuffled: None where no sample has another of its size. residuals: by place, the size of what the ControlNet says
+    over that of the base's own features there. interval: of the fidelity, 95%.
     """
 
     step: int
     gap: float
     error: float
-    gap_shuffled: float
+    gap_shuffled: float | None
     bins: list[float] = field(default_factory=list)
     residuals: dict[str, float] = field(default_factory=dict)
     fidelity: float | None = None
     interval: tuple[float, float] | None = None
+    error_shuffled: float | None = None
 
     @property
-    def certain(self) -> bool:
-        """Whether the gap is not chance."""
-        return self.gap > CERTAIN * self.error
+    def heard(self) -> bool:
+        """Whether it matters which condition it is, by more than chance; where there is no other to compare with, nobody knows."""
+        if self.gap_shuffled is None or self.error_shuffled is None:
+            return False
+        return self.gap_shuffled > max(CERTAIN * self.error_shuffled, SHARE * self.gap)
 
 
 class Monitor:
@@ -73,8 +80,8 @@ class Monitor:
         """Measures and notes; says when it has converged, and keeps the weights of that moment and the best."""
         config, task = self.config, self.task
         last = run.step == run.config.steps
-        drawn = bool(config.fidelity_every) and (run.step % config.fidelity_every == 0 or last)
-        due = bool(config.every and task.held_out) and (run.step % config.every == 0 or drawn or last)
+        drawn, every = (bool(wanted) and (run.step % wanted == 0 or last) for wanted in (config.fidelity_every, config.every))
+        due = bool(task.held_out) and (drawn or every)
         if due and run.config.sharding == "fsdp":
             whole = run.weights()  # gathered from all processes; one of them goes on with a network of its own
             task = replace(task, net=task.finished(whole).to(task.base.place.device)) if run.main else task
@@ -85,33 +92,41 @@ class Monitor:
         if not due:
             return
         began = time.monotonic()
-        self.history = [row for row in self.history if row.step < run.step]  # a run that was cut measures some steps again
-        found = measure(task, run.step)
+        before = [row for row in self.history if row.step < run.step]  # a run that was cut measures some steps again
+        with run.average.shown() if task is self.task else nullcontext():
+            found = measure(task, run.step)
         if drawn:
             with self.waiting.at_work():
                 found.fidelity, found.interval = self.gallery.draw(run)
-        self._note(run, found)
-        self.history.append(found)
+        self.history = [*before, found]
         publish(self.out / FILE, "".join(json.dumps(vars(row)) + "\n" for row in self.history).encode())
-        run.noted = {"gap": found.gap} | ({} if found.fidelity is None else {"fidelity": found.fidelity})
-        self.board.add(run.step, {"monitor/seconds": time.monotonic() - began, **run.noted, "gap_shuffled": found.gap_shuffled})
+        self._note(run, before, found)
+        values = {"gap": found.gap, "gap_shuffled": found.gap_shuffled, "fidelity": found.fidelity}
+        known = {name: value for name, value in values.items() if value is not None}
+        run.noted |= known  # pictures are drawn less often
+        self.board.add(run.step, {"monitor/seconds": time.monotonic() - began, **known})
         self.board.add(run.step, {f"residuals/{place}": value for place, value in found.residuals.items()})
 
-    def _note(self, run: Run, found: Measured) -> None:
-        before = [row.gap for row in self.history]
-        if found.certain and len(before) >= 3 and found.gap > JUMP * max(statistics.median(before[-5:]), 0.0) and not _jumped(self.history):
-            run.say(f"{self.task.name}: sudden convergence at step {run.step}: the gap went from {before[-1]:.4f} to {found.gap:.4f}")
-        if found.certain and (not self.history or not self.history[-1].certain):
-            run.say(f"{self.task.name}: the condition is heard at step {run.step}: paired gap {found.gap:.4f} ± {found.error:.4f}")
-        if found.certain and not any(row.certain for row in self.history):
+    def _note(self, run: Run, before: Sequence[Measured], found: Measured) -> None:
+        """Says what has changed, and keeps the weights: those that were heard first, until there is a sudden convergence, then its own."""
+        name, first = self.task.name, found.heard and not any(row.heard for row in before)
+        jumps = _jumps([*before, found]) and not any(_jumps(before[:count]) for count in range(len(before) + 1))
+        if found.heard and not (before and before[-1].heard):
+            shuffled = f"{found.gap_shuffled:.4f} ± {found.error_shuffled:.4f} against others"
+            run.say(f"{name}: the condition is heard at step {run.step}: {shuffled}; paired gap {found.gap:.4f} ± {found.error:.4f}")
+        if jumps:
+            worth = (before[-1].gap_shuffled or 0.0, found.gap_shuffled)
+            run.say(f"{name}: sudden convergence at step {run.step}: its own condition was worth {worth[0]:.4f}, now {worth[1]:.4f}")
+        if first or jumps:
             self._keep(run, "first_converged")
-        if found.fidelity is not None:
-            best = max((row.fidelity for row in self.history if row.fidelity is not None), default=float("-inf"))
+        if found.fidelity is not None and found.interval is not None:
+            run.say(f"{name}: fidelity at step {run.step}: {found.fidelity:.3f} ({found.interval[0]:.3f} to {found.interval[1]:.3f})")
+            best = max((row.fidelity for row in before if row.fidelity is not None), default=float("-inf"))
             if found.fidelity > best:
                 self._keep(run, "best_fidelity")
 
     def _keep(self, run: Run, name: str) -> None:
-        checkpoints.publish_again(self.out / name, lambda folder: self.task.export(folder, run.weights()))
+        checkpoints.publish_again(self.out / name, lambda folder: self.task.export(folder, run.weights(), run.step))
 
 
 @torch.no_grad()
@@ -126,31 +141,37 @@ def measure(task: ControlNetTask, step: int = 0) -> Measured:
     gaps: list[Tensor] = []
     shuffled: list[Tensor] = []
     spoken: dict[str, list[Tensor]] = {}
-    rows = task.held_out
-    for start in range(0, len(rows), BATCH):
-        positions = rows[start : start + BATCH]
-        for positions_of_size in _by_part(task, positions):
+    for members in _by_part(task):
+        for start in range(0, len(members), BATCH):
+            positions = members[start : start + BATCH]
+            others = [members[(start + number + 1) % len(members)] for number in range(len(positions))]
             with torch.autocast(place.device.type, torch.bfloat16) if half else nullcontext():
-                one_gap, one_shuffled = _paired(task, positions_of_size, spoken)
+                one_gap, one_shuffled = _paired(task, positions, others, spoken)
             gaps.append(one_gap)
-            shuffled.append(one_shuffled)
+            if len(members) > 1:  # else the other is the sample itself
+                shuffled.append(one_shuffled)
     net.train(training)
-    gap_NS, shuffled_NS = torch.cat(gaps), torch.cat(shuffled)
-    per_sample = gap_NS.mean(1)
+    gap_NS = torch.cat(gaps)
+    gap, error = _mean(gap_NS)
+    gap_shuffled, error_shuffled = _mean(torch.cat(shuffled)) if shuffled else (None, None)
     return Measured(
         step=step,
-        gap=float(per_sample.mean()),
-        error=float(per_sample.std() / len(per_sample) ** 0.5),
-        gap_shuffled=float(shuffled_NS.mean()),
+        gap=gap,
+        error=error,
+        gap_shuffled=gap_shuffled,
+        error_shuffled=error_shuffled,
         bins=[float(value) for value in gap_NS.mean(0)],
         residuals={place: float(torch.stack(values).mean()) for place, values in spoken.items()},
     )
 
 
-def _paired(task: ControlNetTask, positions: Sequence[int], spoken: dict[str, list[Tensor]]) -> tuple[Tensor, Tensor]:
-    """Gaps (N, S) of samples of one size at every share of the time."""
+def _paired(
+    task: ControlNetTask, positions: Sequence[int], others: Sequence[int], spoken: dict[str, list[Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """Gaps (N, S) of samples of one size at every share of the time, and the same against the conditions of others of that size."""
     device = task.base.place.device
     batch = {name: value.to(device) for name, value in task.rows(list(positions)).items()}
+    their_BCHW = task.rows(list(others))["condition"].to(device)
     objective = task.objective
     gaps, shuffled = [], []
     for number, share in enumerate(SHARES):
@@ -163,9 +184,9 @@ def _paired(task: ControlNetTask, positions: Sequence[int], spoken: dict[str, li
         def errors(residuals: Residuals | None, noised: Any = noised, text: Any = text) -> Tensor:
             return objective.errors(noised, task.base.predict(noised.x_BCHW, noised.t_B, text, residuals))
 
-        own, others = (
+        own, theirs = (
             task.steering.residuals(task.net, noised.x_BCHW, noised.t_B, text, condition_BCHW)
-            for condition_BCHW in (batch["condition"], batch["condition"].roll(1, 0))
+            for condition_BCHW in (batch["condition"], their_BCHW)
         )
         with watched(task.steering.denoiser) as sizes:
             alone_B = errors(None)
@@ -173,21 +194,28 @@ def _paired(task: ControlNetTask, positions: Sequence[int], spoken: dict[str, li
             spoken.setdefault(place, []).append(size)
         own_B = errors(own)
         gaps.append(alone_B - own_B)
-        shuffled.append(errors(others) - own_B)
+        shuffled.append(errors(theirs) - own_B)
     return torch.stack(gaps, dim=1).cpu(), torch.stack(shuffled, dim=1).cpu()
 
 
-def _by_part(task: ControlNetTask, positions: Sequence[int]) -> list[list[int]]:
+def _by_part(task: ControlNetTask) -> list[list[int]]:
+    """The held-out positions, those of one size together."""
     groups: dict[int, list[int]] = {}
-    for position in positions:
+    for position in task.held_out:
         groups.setdefault(task.moments.part(position), []).append(position)
     return list(groups.values())
 
 
-def _jumped(history: Sequence[Measured]) -> bool:
-    """Whether the jump was said already."""
-    gaps = [row.gap for row in history]
-    return any(history[i].certain and gaps[i] > JUMP * max(statistics.median(gaps[max(0, i - 5) : i]), 0.0) for i in range(3, len(gaps)))
+def _mean(gap_NS: Tensor) -> tuple[float, float]:
+    """The mean and its standard error over the samples; over the times of a single one."""
+    values = gap_NS.mean(1) if len(gap_NS) > 1 else gap_NS[0]
+    return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+
+def _jumps(rows: Sequence[Measured]) -> bool:
+    """Whether the condition of the last of these is heard, and suddenly better than before."""
+    *before, last = [row.gap_shuffled or 0.0 for row in rows] or [0.0]
+    return len(before) >= 3 and rows[-1].heard and last > JUMP * max(statistics.median(before[-5:]), 0.0)
 
 
 def _read(path: Path) -> list[Measured]:

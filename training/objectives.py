@@ -133,8 +133,12 @@ class Objective:
         total_B, weights = self._mean(error_BCHW, weight_B1HW), 1.0
         smallest = self.config.multi_scale
         while smallest and min(error_BCHW.shape[-2:]) >= 2 * smallest:
-            error_BCHW = F.avg_pool2d(error_BCHW, 2)
-            weight_B1HW = None if weight_B1HW is None else F.avg_pool2d(weight_B1HW, 2)
+            if weight_B1HW is None:
+                error_BCHW = F.avg_pool2d(error_BCHW, 2)
+            else:  # what a mask hides does not count beside its edge either
+                coarse_B1HW = F.avg_pool2d(weight_B1HW, 2)
+                error_BCHW = F.avg_pool2d(error_BCHW * weight_B1HW, 2) / coarse_B1HW.clamp(min=1e-6)
+                weight_B1HW = coarse_B1HW
             scale = noised.target_BCHW.shape[-1] / error_BCHW.shape[-1]
             total_B, weights = total_B + scale * self._mean(error_BCHW, weight_B1HW), weights + scale
         return total_B / weights

@@ -1,7 +1,8 @@
 """The optimiser, its learning rate as a function of the step, its state as named tensors, and the average of the weights."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,6 +27,14 @@ def check_optimiser(config: TrainConfig) -> None:
         raise BadRequest(f"optimiser {config.optimiser} needs {library}, which is not installed: pip install {library}")
 
 
+def check_factors(config: TrainConfig, names: Collection[str]) -> None:
+    """Raises BadRequest if a key of `learning_rate_factors` fits none of the parameters' names."""
+    for prefix in config.learning_rate_factors:
+        if not any(name.startswith(prefix) for name in names):
+            known = ", ".join(dict.fromkeys(".".join(name.split(".")[: min(2, name.count("."))]) for name in names))
+            raise BadRequest(f"learning_rate_factors {prefix!r} fits no trainable parameter: names start with {known}")
+
+
 def rate(config: TrainConfig, step: int) -> float:
     """The learning rate of optimiser step `step`, counted from 0."""
     if step < config.warmup:
@@ -44,10 +53,7 @@ class Optimiser:
         """Raises BadRequest if a key of `learning_rate_factors` fits no parameter."""
         self.config = config
         self.parameters = dict(parameters)
-        unused = [prefix for prefix in config.learning_rate_factors if not any(name.startswith(prefix) for name in parameters)]
-        if unused:
-            names = ", ".join(sorted({name.split(".")[0] for name in parameters}))
-            raise BadRequest(f"learning_rate_factors {unused[0]!r} fits no trainable parameter: names start with {names}")
+        check_factors(config, parameters)
         groups: dict[tuple[float, float], list[nn.Parameter]] = {}
         for name, parameter in self.parameters.items():
             decay = config.weight_decay if parameter.ndim > 1 else 0.0
@@ -134,7 +140,8 @@ def _made(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Opti
         case "lion":
             return Lion(groups, rate, betas)
         case "adafactor":
-            return torch.optim.Adafactor(groups, lr=rate)
+            # a step is the rate times a parameter's size, at least the second ε: 1, for the usual 0.001 holds zero layers at zero
+            return torch.optim.Adafactor(groups, lr=rate, eps=(None, 1.0))
         case "adamw8bit":
             import bitsandbytes  # type: ignore[import-not-found,unused-ignore]
 
@@ -179,10 +186,11 @@ class Lion(torch.optim.Optimizer):
 class Average:
     """Exponential moving average of the parameters, with a warm-up so that short runs are not held back by the first weights."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, on_cpu: bool = False) -> None:
         self.decay = decay
         self.live = dict(parameters)
-        self.tensors = {name: p.detach().clone() for name, p in self.live.items()} if decay else {}
+        copied = {name: p.detach().to("cpu", copy=True) if on_cpu else p.detach().clone() for name, p in self.live.items() if decay}
+        self.tensors: dict[str, Tensor] = copied
 
     @torch.no_grad()
     def update(self, step: int) -> None:
@@ -193,7 +201,24 @@ class Average:
         if self.tensors:
             decay = min(self.decay, (2 + step) / (11 + step))
             averages, live = ([mine(tensor) for tensor in tensors] for tensors in (self.tensors.values(), map(self._live, self.tensors)))
+            live = [tensor.to(average.device) for average, tensor in zip(averages, live, strict=True)]
             torch._foreach_lerp_(averages, live, 1 - decay)
+
+    @contextmanager
+    def shown(self) -> Iterator[None]:
+        """Within it the parameters hold the average, where there is one and they are not in shards; on one device nothing is copied."""
+        pairs = [(self.live[name], tensor) for name, tensor in self.tensors.items()]
+
+        def exchange() -> None:
+            for parameter, tensor in pairs:
+                here, there = parameter.device, tensor.device
+                parameter.data, tensor.data = tensor.data.to(here), parameter.data.to(there)
+
+        exchange()
+        try:
+            yield
+        finally:
+            exchange()
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Puts a saved average back; one that was not saved starts at the live weights."""

@@ -19,12 +19,14 @@ from core.images import decode
 from core.request import Frozen
 
 Interval = tuple[float, float]
+PICTURES = (".jpg", ".jpeg", ".png", ".webp")  # endings of files
+FROM_FILE = ("stem", "name")  # what a caption's template takes from the picture's file
 
 
 class DataConfig(Frozen):
     """Where the pairs are, what is read of them, and what size they are trained at."""
 
-    folder: Path = Field(description="a folder or file of any format that training/formats knows")
+    folder: Path = Field(description="a folder or file of any format that training/formats knows, or OWNER/NAME of a dataset on the hub")
     format: str = Field("auto", description="auto: recognised by its files; else the format's name")
     condition: str | Annotated[tuple[str, ...], Field(min_length=1, max_length=8)] = Field(
         description="column, folder or extension with the condition; with extract, the kind of control; several are stacked"
@@ -64,6 +66,10 @@ class DataConfig(Frozen):
             raise ValueError(f"grey names {strange[0]!r}, which is none of the conditions {', '.join(self.conditions)}")
         if len(self.conditions) > 1 and (self.params or self.vary):
             raise ValueError("params and vary are one extractor's settings: leave them out where conditions are stacked")
+        if not all(self.conditions):
+            raise ValueError("condition is empty: name the column, folder or extension that holds the conditions")
+        if not string.Template(self.template).is_valid():
+            raise ValueError(f"template {self.template!r}: a $ begins the name of a column; write $$ for the character itself")
         if self.zoom > 1.0 and not self.crops:
             raise ValueError(f"zoom {self.zoom:g} is of random crops: set crops to 1 or more")
         return self
@@ -190,12 +196,14 @@ class Format:
     """One layout of datasets: what `training/formats/<name>.py` defines as `FORMAT`.
 
     recognises: whether a folder or file is of this layout, from its names. read: its pairs, in an order of its own that does not change.
-    example: the layout in a line. vague: other layouts may look like it, so that they are asked first.
+    conditions: the names of what may hold conditions, from its first row. example: the layout in a line. vague: other layouts may look like
+    it, so that they are asked first.
     """
 
     name: str
     recognises: Callable[[Path], bool]
     read: Callable[[DataConfig, Report], list[Pair]]
+    conditions: Callable[[Path], list[str]]
     example: str
     vague: bool = False
 
@@ -204,17 +212,37 @@ def caption_of(values: Mapping[str, Any], column: str, config: DataConfig, stem:
     """A row's caption, or what the template makes of the row where it has none.
 
     Raises:
-        BadRequest: there is no such column and no template, or it holds no text.
+        BadRequest: there is no such column and no template, or it holds no text, or the template names what the row has not.
     """
     value = values.get(column)
-    if value is None or value == "":
+    if value is None or (isinstance(value, str) and not value.strip()):
         if config.template:
-            return string.Template(config.template).safe_substitute({**values, "stem": stem, "name": stem.replace("_", " ")})
+            return _filled(config.template, {**values, **dict(zip(FROM_FILE, (stem, stem.replace("_", " ")), strict=True))}, where)
         if column not in values:
             raise BadRequest(f"{where}: {unknown_name('column', column, values)}; or give data.template, a caption for rows without one")
         return ""
     if isinstance(value, list) and value and isinstance(value[0], str):
-        return str(value[0])
+        return _whole(str(value[0]), where)
     if not isinstance(value, str):
         raise BadRequest(f"{where}: column {column!r} holds {value!r}, expected text")
-    return value
+    return _whole(value, where)
+
+
+def _filled(template: str, values: Mapping[str, Any], where: str) -> str:
+    for name in string.Template(template).get_identifiers():
+        if name not in values:
+            raise BadRequest(f"{where}: data.template: {unknown_name('column', name, values)}")
+        if values[name] is None or values[name] == "":
+            raise BadRequest(f"{where}: data.template needs {name!r}, which is empty here: fill it in, or leave the row out")
+    return _whole(string.Template(template).substitute(values), where)
+
+
+def _whole(text: str, where: str) -> str:
+    """The text, if it can be encoded: JSON may hold halves of characters."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise BadRequest(
+            f"{where}: character {error.start} of the caption is half of one (\\u{ord(text[error.start]):x}): mend it"
+        ) from None
+    return text

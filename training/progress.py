@@ -3,12 +3,16 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.console import RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
+
+from core.files import publish
 
 LINE_EVERY_S = 10.0
 SMOOTHING = 0.98  # per step; the shown loss averages over some fifty steps
@@ -24,10 +28,26 @@ class Reporter:
         self.began = time.monotonic()
         self.loss: float | None = None
         self.last_step, self.last_time = start, self.began
-        self.bar: Progress | None = None
+        if not quiet:
+            self._go_on()
+        self.bar: _WithFigures | None = None
         if sys.stdout.isatty() and not quiet:
-            self.bar = _bar(TextColumn("{task.fields[said]}", markup=False))
-            self.task = self.bar.add_task(name, total=steps, completed=start, said="")
+            shown = (_TITLE, BarColumn(bar_width=20), MofNCompleteColumn(), TextColumn("left"), TimeRemainingColumn())
+            self.bar = _WithFigures(*shown)
+            self.task = self.bar.add_task(name, total=steps, completed=start)
+
+    def _go_on(self) -> None:
+        """Steps that a cut run logged and did not save come again: their rows go, and the shown loss goes on from the others."""
+        try:
+            lines = self.path.read_text().splitlines(keepends=True)
+            steps = [json.loads(line)["step"] for line in lines]
+        except (OSError, ValueError, KeyError, TypeError):
+            return
+        kept = [line for line, step in zip(lines, steps, strict=True) if step <= self.start]
+        if kept:
+            self.loss = json.loads(kept[-1]).get("loss_smooth")
+        if len(kept) < len(lines):
+            publish(self.path, "".join(kept).encode())
 
     def __enter__(self) -> "Reporter":
         if self.bar:
@@ -59,9 +79,11 @@ class Reporter:
                 json.dumps({name: float(f"{value:.6g}") if isinstance(value, float) else value for name, value in row.items()}) + "\n"
             )
         rest = " ".join(f"{name} {value:.4g}" for name, value in metrics.items() if name not in ("loss", "lr"))
-        said = f"loss {self.loss:.4f} lr {metrics['lr']:.2e} {samples / seconds:.1f} samples/s {rest}".rstrip()
+        speed = f"{count / seconds:.3g} steps/s {samples / seconds:.1f} samples/s"
+        said = f"loss {self.loss:.4f} lr {metrics['lr']:.2e} {speed} {rest}".rstrip()
         if self.bar:
-            self.bar.update(self.task, completed=step, said=said)
+            self.bar.said = said
+            self.bar.update(self.task, completed=step)
         else:
             print(f"{self.name} step {step}/{self.steps} {said} left {_clock(left_s)}", flush=True)
 
@@ -75,9 +97,18 @@ class Reporter:
             print(text, flush=True)
 
 
-def _bar(*more: ProgressColumn) -> Progress:
-    shown = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    return Progress(*shown, *more)
+_TITLE = TextColumn("{task.description}", markup=False)
+
+
+class _WithFigures(Progress):
+    """A bar, and under it what is said of it: beside it, a terminal of the usual width would cut it off."""
+
+    said = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield from super().get_renderables()
+        if self.said:
+            yield Text(self.said)
 
 
 def _clock(seconds: float) -> str:
@@ -91,7 +122,7 @@ def counting(title: str, total: int, quiet: bool = False) -> Iterator[Callable[[
     if quiet:
         yield lambda done, total: None
     elif sys.stdout.isatty():
-        with _bar() as bar:
+        with Progress(_TITLE, BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()) as bar:
             task = bar.add_task(title, total=total)
             yield lambda done, total: bar.update(task, completed=done)
     else:

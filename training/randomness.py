@@ -92,6 +92,10 @@ class Order:
         self._epoch = -1
         self._permutation: NDArray[np.int64] = np.empty(0, np.int64)
 
+    def begin(self, consumed: int) -> int:
+        """The counter that a run goes on from after so many samples."""
+        return consumed
+
     def indices(self, counters: Sequence[int]) -> list[int]:
         """The sample index for each counter, in [0, samples)."""
         return [int(self._of(counter // self.samples)[counter % self.samples]) for counter in counters]

@@ -44,9 +44,10 @@ class Reward:
     scale: float | Tensor
 
     def __call__(self, objective: Objective, noised: Noised, out_BCHW: Tensor, maps_B3HW: Tensor, counts_B: Tensor) -> Tensor:
-        """The mean disagreement of the rows that count, a scalar: those of `counts_B` whose time is not beyond the config's.
+        """The disagreement of the rows that count, a scalar: those of `counts_B` whose time is not beyond the config's.
 
-        maps_B3HW: the conditions as pixels in [0, 1].
+        Their sum over how many of B uniform times are expected to count, not over how many did: so micro-batches and processes add up to
+        what the whole batch gives. maps_B3HW: the conditions as pixels in [0, 1].
         """
         near_B = counts_B & (noised.t_B.float() / len(objective.path) <= self.config.until)
         rows = near_B.nonzero().flatten()
@@ -56,7 +57,7 @@ class Reward:
             alpha_B, sigma_B = objective.path.alpha_sigma(noised.t_B[rows])
             x0_BCHW = objective.parameterisation.denoised(noised.x_BCHW[rows].float(), out_BCHW[rows].float(), alpha_B, sigma_B)
             pixels_B3HW = self.vae.decode(x0_BCHW / self.scale + self.shift, return_dict=False)[0] * 0.5 + 0.5
-            return self.look(pixels_B3HW.clamp(0.0, 1.0), maps_B3HW[rows]).mean()
+            return self.look(pixels_B3HW.clamp(0.0, 1.0), maps_B3HW[rows]).sum() / (self.config.until * len(near_B))
 
 
 def make_reward(config: RewardConfig, loader: Loader, vae: Any, factors: tuple[Any, Any]) -> Reward | None:

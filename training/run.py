@@ -1,8 +1,9 @@
 """`limn train CONFIG [key=value …]`: from a YAML file to a ControlNet folder."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,36 +12,41 @@ import yaml
 from accelerate import PartialState
 from pydantic import ValidationError
 
-from core.errors import BadModel, BadRequest, Mismatch, unknown_name
+from core.errors import BadModel, BadRequest, unknown_name
 from core.files import publish
 from core.lock import check_free, held
 from core.request import explain
 from pipelines.checkpoint import open_checkpoint
 from pipelines.edm import is_edm
 from pipelines.engine import Engine, resolve
-from pipelines.family import Drawing, Family, Place
-from pipelines.loading import load_part
+from pipelines.family import Drawing, Place
 from pipelines.vae import shift_and_scale
-from pipelines.variants import with_differences
 from renderer import ROOT, Renderer
 from training import encode
 from training.board import check_installed
+from training.buckets import CELL_PX
 from training.card import write_card
 from training.config import ControlNetConfig as ControlNetConfig
 from training.controlnet import ControlNetTask
 from training.data import Loader, Pair, read_pairs
 from training.export import has_single_file, write_folder, write_single_file
+from training.further import load_controlnet as load_controlnet
+from training.hub import located
 from training.monitor import Monitor
 from training.objectives import Objective
-from training.optimiser import check_optimiser
+from training.offered import offer
+from training.optimiser import check_factors, check_optimiser
 from training.push import check_push, push
 from training.reward import check_evaluator, make_reward
-from training.sharding import check_sharding
-from training.steering import Steering, steering
+from training.sharding import check_launcher, check_sharding
+from training.steering import steering
 from training.texts import SizesTold, cached_texts
-from training.trainer import OnStep, Run, train
+from training.trainer import OnStep, Run, check_resume, micro_batch, train
 
 LOCK = "train.lock"  # in the run's folder
+PATIENCE = timedelta(days=1)  # one process draws the samples and encodes captions; NCCL would give the others up after ten minutes
+# what a resumed run may change without its weights becoming others; the trainer speaks for `train` itself
+RESULT_KEEPS = {"train", "monitor", "cache", "cache_batch", "weights", "single_file", "push", "gradient_checkpointing"}
 HOLD_OUT_OF = 10  # pairs to one that is held out; from smaller sets all is learned
 
 
@@ -84,8 +90,11 @@ def read_config(path: Path, overrides: Sequence[str] = ()) -> ControlNetConfig:
 
 
 def main(path: Path, overrides: Sequence[str] = ()) -> Run:
-    """What `limn train` calls."""
-    return train_controlnet(read_config(path, overrides))
+    """What `limn train` calls: trains, and gives the result its name in `limn models`."""
+    run = train_controlnet(read_config(path, overrides))
+    if run.main and (name := offer(run.config.out / "weights")):
+        run.say(f"{run.task.name}: listed by limn models, and drawn with, as {name}")
+    return run
 
 
 def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) -> Run:
@@ -98,12 +107,15 @@ def train_controlnet(config: ControlNetConfig, on_step: OnStep | None = None) ->
     check_installed(config.monitor.wandb)
     check_optimiser(config.train)
     check_push(config.push)
-    state = PartialState(cpu=config.train.on_cpu)
+    check_launcher()
+    state = PartialState(cpu=config.train.on_cpu, timeout=PATIENCE)
     check_sharding(config.train, state.num_processes)
+    micro_batch(config.train, state.num_processes)
     engine = Engine(place_of(config, state))
     lock = (config.train.out / LOCK, "trained in", "wait for it, stop it, or give another train.out")
     if state.is_main_process:
         check_free(*lock)
+        check_resume(config.train)  # said before the cache is made
     task = build_task(config, state, engine)
     with held(*lock) if state.is_main_process else nullcontext():
         return _train(config, state, task, engine, on_step)
@@ -129,21 +141,32 @@ def _train(config: ControlNetConfig, state: PartialState, task: ControlNetTask, 
 
 def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | None = None) -> ControlNetTask:
     """The task that a config describes, its cache built. Every process of a run calls this; each builds its share."""
-    _check_base(resolve(config.base))
+    _check_base(path := resolve(config.base))
+    models = engine or Engine(place_of(config, state))
+    public, given = config, config.data  # as it was typed: a name on the hub, no folder of this machine
+    with state.main_process_first():
+        config = config.model_copy(update={"data": given.model_copy(update={"folder": located(given.folder)})})
     pairs = read_pairs(config.data)
-    folder = config.cache or (config.data.folder if config.data.folder.is_dir() else config.data.folder.parent) / "cache"
-    loader = Loader(config.data, encode.sizes_of(config.data, pairs, folder / "contents.json"))
+    home = config.train.out if config.data != given else given.folder if given.folder.is_dir() else given.folder.parent
+    folder = config.cache or home / "cache"
+    sizes = encode.sizes_of(config.data, pairs, folder / "contents.json", lambda: max(CELL_PX, models.outline(path).side_px))
+    loader = Loader(config.data, sizes, config.base)
     loader.check(pairs)
     check_evaluator(config.reward, loader, config.base, bool(config.monitor.fidelity_every))
-    base = (engine or Engine(place_of(config, state))).base(resolve(config.base))
+    base = models.base(path)
     for size in {(config.data.width, config.data.height), *loader.sizes.values()}:
         base.latent_shape(*size)  # refuses what the model cannot draw
     vae: Any = base.networks()["vae"].float()
-    control = steering(base, config.hint_channels, config.blocks, variant=config.variant, rank=config.rank, channels=loader.channels)
+    start: dict[str, Any] = {"variant": config.variant, "rank": config.rank, "channels": loader.channels, "kind": loader.kind}
+    control = steering(base, config.hint_channels, config.blocks, **start)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)  # the hint encoder's first weights
-        net = control.new() if config.init is None else load_controlnet(base, config.init, control)
+        net = control.new() if config.init is None else load_controlnet(base, config.init, control, config.blocks)
     net.register_to_config(**loader.told())
+    # what is refused is refused before the cache is made
+    check_factors(config.train, [f"controlnet.{name}" for name, parameter in net.named_parameters() if parameter.requires_grad])
+    shift_here = base.shift(config.data.width, config.data.height).factor
+    objective = Objective(base.path, base.parameterisation, config.objective, shift_here)
     if config.gradient_checkpointing:
         net.enable_gradient_checkpointing()
     drawing = Drawing(config.data.width, config.data.height, config.guidance_scale)
@@ -152,21 +175,24 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
     text_parts = {part.replace("text_encoder", "encoder"): parts[part] for part in encoders}
     if config.base_weights != "fp32":
         text_parts["dtype"] = {"of": config.base_weights}
+    encode.check(folder, pairs, loader)
     texts = cached_texts(folder, [pair.caption for pair in pairs], base, drawing, text_parts)
     if base.name == "sdxl":
         texts.told = SizesTold(encode.originals(pairs, folder / "contents.json"), pairs, loader)
     conditions = None
     if control.reads_latents:
-        conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"]})
+        conditions = encode.latents(folder, pairs, loader, control.condition, {"encoder": parts["vae"], **control.fed})
     elif config.data.extract:
         conditions = encode.conditions(folder, pairs, loader)
     shift, scale = shift_and_scale(vae, base.place.device)
+    offset = float(shift * scale) if base.name == "sd3" else 0.0
     name = f"controlnet-{config.data.title}"
+    kind = "+".join(control.name if control else "KIND" for control in loader.controls)
     return ControlNetTask(
         net=net,
         base=base,
         steering=control,
-        objective=Objective(base.path, base.parameterisation, config.objective, base.shift(config.data.width, config.data.height).factor),
+        objective=objective,
         pairs=pairs,
         loader=loader,
         moments=encode.moments(folder, pairs, loader, vae, {"encoder": parts["vae"]}, batch=config.cache_batch),
@@ -178,11 +204,20 @@ def build_task(config: ControlNetConfig, state: PartialState, engine: Engine | N
         condition_dropout=config.condition_dropout,
         prior_share=config.prior_share,
         reward=make_reward(config.reward, loader, vae, (shift, scale)),
-        write=Exporter(name, config, len(pairs), "+".join(control.name if control else "KIND" for control in loader.controls)),
+        told=flat(public.model_dump(mode="json", exclude=RESULT_KEEPS)),
+        write=Exporter(name.replace("/", "-"), public, len(pairs), kind, offset),
         held_out=(measured := held_out(pairs, config.monitor.samples)),
         holds_out=len(pairs) > HOLD_OUT_OF * len(measured),
         name=name,
     )
+
+
+def flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings under names with dots, as on the command line."""
+    out: dict[str, Any] = {}
+    for name, value in values.items():
+        out |= {f"{name}.{inner}": one for inner, one in flat(value).items()} if isinstance(value, dict) and value else {name: value}
+    return out
 
 
 def _check_base(path: Path) -> None:
@@ -217,44 +252,23 @@ def held_out(pairs: Sequence[Pair], count: int) -> list[int]:
     return [plain[number * len(plain) // count] for number in range(count)] if len(plain) > count else plain
 
 
-def load_controlnet(base: Family, folder: Path, control: Steering) -> Any:
-    """A finished ControlNet to train further.
-
-    Raises:
-        BadModel, Mismatch: it is none, is damaged, was made for another base, or is another variant than is to be trained.
-    """
-    checkpoint = open_checkpoint(folder)
-    base.check_control(checkpoint)
-    found, wanted = checkpoint.classes.get(""), control.kind.__name__
-    if found != wanted:
-        raise Mismatch(
-            f"init {str(folder)!r} is a {found}, these settings make a {wanted}: start from one of those, or change variant and blocks"
-        )
-    new, config = control.new(), checkpoint.config("")
-    for entry in ("rank", "conditioning_channels", "extra_conditioning_channels", "maps"):
-        if entry in config and entry in new.config and new.config[entry] != config[entry]:
-            raise Mismatch(
-                f"init {str(folder)!r} has {entry} {config[entry]}, these settings make {new.config[entry]}: "
-                "start from one of the same rank and conditions"
-            )
-    if not new.config.get("rank"):
-        return load_part(control.kind, folder, base.place).float().requires_grad_(True)
-    return with_differences(new, checkpoint)
-
-
 @dataclass
 class Exporter:
-    """Writes a finished ControlNet: its folder, and in it the single file and the model card."""
+    """Writes a ControlNet as it is after some step: its folder, and in it the single file and the model card.
+
+    name: of the single file, without a folder's slash. shift: of SD3's latents, for the single file.
+    """
 
     name: str
     config: ControlNetConfig
     pairs: int
     kind: str
+    shift: float = 0.0
 
-    def __call__(self, folder: Path, net: Any) -> None:
+    def __call__(self, folder: Path, net: Any, step: int | None) -> None:
         write_folder(folder, net, self.config.weights)
         if self.config.single_file and has_single_file(net):
-            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights)
+            write_single_file(folder / f"{self.name}.safetensors", net, self.config.weights, self.shift)
         train, data = self.config.train, self.config.data
-        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": train.steps}
+        facts = {"base": self.config.base, "condition": data.title, "kind": self.kind, "pairs": self.pairs, "steps": step or train.steps}
         write_card(folder, self.name, facts, self.config.model_dump(mode="json"), train.out)

@@ -3,6 +3,7 @@
 Source: Zhao et al., "PyTorch FSDP: experiences on scaling fully sharded data parallel", 2023; torch.distributed.fsdp.fully_shard.
 """
 
+import os
 from collections.abc import Mapping
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +15,18 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from core.errors import BadRequest
 from training.config import TrainConfig
 
+LAUNCHERS = {"ACCELERATE_USE_FSDP": "FSDP", "ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 OPTIMISERS = ("adamw", "lion")  # elementwise, so that a shard's step is the step's shard
+
+
+def check_launcher() -> None:
+    """Raises BadRequest if `accelerate launch` was told to split or wrap what is trained: what the trainer does itself, or not at all."""
+    for name, title in LAUNCHERS.items():
+        if os.environ.get(name, "false").lower() in ("true", "1"):
+            raise BadRequest(
+                f"accelerate was told to use {title} ({name}): start with torchrun, or with accelerate launch without it, and set "
+                "train.sharding=fsdp or zero"
+            )
 
 
 def check_sharding(config: TrainConfig, processes: int) -> None:
@@ -30,6 +42,8 @@ def check_sharding(config: TrainConfig, processes: int) -> None:
         raise BadRequest(f"{asked} with train.compile: choose one of them")
     if config.precision == "fp16":
         raise BadRequest(f"{asked} with train.precision fp16: take bf16, which needs no scaled loss, or fp32")
+    if config.ema_on_cpu and config.sharding == "fsdp":
+        raise BadRequest(f"{asked} with train.ema_on_cpu: every process keeps its shard of the average; leave one of them out")
     if config.sharding == "zero" and find_spec("deepspeed") is None:
         raise BadRequest(f"{asked} needs deepspeed, which is not installed: pip install deepspeed")
 

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 
 from core.errors import BadModel, BadRequest, Mismatch
 from core.stack import unstacked
-from pipelines.controlnet import added_conditions
+from pipelines.controlnet import HOLE, added_conditions, hint_pixels
 from pipelines.controlnet_flux import Positions, told
-from pipelines.family import Family, Residuals, Text
-from pipelines.images import condition_to_tensor
+from pipelines.family import Family, Hint, Residuals, Text
 from pipelines.loading import quiet
 from pipelines.tokens import pack, place_of
 from pipelines.vae import encode
@@ -24,11 +23,17 @@ from pipelines.variants import LimnControlNetModel, LimnFluxControlNetModel, Lim
 from training.beginning import HINT_CHANNELS as HINT_CHANNELS
 from training.beginning import Start, counts, half_as_wide, unet_is_plain, unet_variant
 
+UNSHIFTED = {"shift": False}  # no pooled text, and a map's latents without the autoencoder's shift
+
 
 class Steering(Protocol):
-    """The ControlNets of one loaded base. reads_latents: the map goes through the autoencoder first, which can be done ahead."""
+    """The ControlNets of one loaded base. reads_latents: the map goes through the autoencoder first, which can be done ahead.
+
+    fed: `UNSHIFTED`, where the network goes on as InstantX's for SD3 were trained, or nothing; for names of caches.
+    """
 
     reads_latents: bool
+    fed: dict[str, Any]
 
     @property
     def kind(self) -> Any:
@@ -45,7 +50,7 @@ class Steering(Protocol):
         ...
 
     def condition(self, map_HWC: Any) -> Tensor:
-        """A map as the network takes it: pixels (3, H, W) in [0, 1], or latents (C, h, w)."""
+        """A map as the network takes it: pixels (3, H, W) in [0, 1], where an inpainting map has its hole -1; or latents (C, h, w)."""
         ...
 
     def residuals(self, net: Any, x_BCHW: Tensor, t_B: Tensor, text: Text, condition_BCHW: Tensor) -> Residuals:
@@ -60,6 +65,7 @@ class UNetSteering:
 
     def __init__(self, base: Any, start: Start) -> None:
         self.base, self.start = base, start
+        self.fed: dict[str, Any] = {}
 
     @property
     def kind(self) -> Any:
@@ -94,7 +100,7 @@ class UNetSteering:
 
     def condition(self, map_HWC: Any) -> Tensor:
         """See `Steering.condition`."""
-        return condition_to_tensor(map_HWC)
+        return hint_pixels(Hint(map_HWC, self.start.kind), HOLE)[0]
 
     def residuals(self, net: Any, x_BCHW: Tensor, t_B: Tensor, text: Text, condition_BCHW: Tensor) -> Residuals:
         """See `Steering.residuals`."""
@@ -113,9 +119,13 @@ class TransformerSteering:
     """What SD3's and FLUX's share: maps as latents, and the first blocks of the transformer copied."""
 
     reads_latents = True
+    latents_a_token = 1  # cells of the latents that the transformer takes as its channels
 
     def __init__(self, base: Any, start: Start) -> None:
         self.base, self.start = base, start
+        self.fed: dict[str, Any] = {}
+        if base.transformer.config.in_channels != base.latent_channels * self.latents_a_token:
+            raise Mismatch(f"base {str(base.checkpoint.path)!r} has channels for a map or a hole: train on the plain model it comes from")
         if set(start.channels) != {3}:
             raise BadRequest(f"data.grey: {base.title} ControlNets read conditions through the autoencoder, in colour; leave it out")
 
@@ -174,13 +184,20 @@ class SD3Steering(TransformerSteering):
         check_silent(net)
         return net
 
+    def condition(self, map_HWC: Any) -> Tensor:
+        """See `Steering.condition`."""
+        latents_CHW = super().condition(map_HWC)
+        shift = float(self.base.vae.config.shift_factor or 0.0) * float(self.base.vae.config.scaling_factor)
+        return latents_CHW + shift if self.fed else latents_CHW
+
     def residuals(self, net: Any, x_BCHW: Tensor, t_B: Tensor, text: Text, condition_BCHW: Tensor) -> Residuals:
         """See `Steering.residuals`."""
+        assert text.pooled_BD is not None
         found = net(
             x_BCHW,
             controlnet_cond=condition_BCHW,
             encoder_hidden_states=text.tokens_BLD,
-            pooled_projections=text.pooled_BD,
+            pooled_projections=torch.zeros_like(text.pooled_BD) if self.fed else text.pooled_BD,
             timestep=t_B,
             return_dict=False,
         )[0]
@@ -189,6 +206,8 @@ class SD3Steering(TransformerSteering):
 
 class FluxSteering(TransformerSteering):
     """FLUX.1: some double blocks and some single ones."""
+
+    latents_a_token = 4
 
     def __init__(self, base: Any, start: Start) -> None:
         super().__init__(base, start)

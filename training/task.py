@@ -56,6 +56,15 @@ class WithBuckets(Protocol):
         ...
 
 
+@runtime_checkable
+class WithSettings(Protocol):
+    """A task that has settings of its own, which a resumed run is told to have changed."""
+
+    def settings(self) -> dict[str, Any]:
+        """What determines the result besides the trainer's own settings, by name, as JSON has it."""
+        ...
+
+
 @dataclass
 class Run:
     """A run between two steps, as callbacks see it.

@@ -75,19 +75,28 @@ class SizesTold:
             width, height = self.loader.size(pair)
             left, top, right, _ = self.loader.placement(pair, wide, high).box
             scale = width / (right - left)
+            if pair.mirrored:  # the crop lies as far from the other edge of the mirrored picture
+                left = wide - right
             rows.append([high, wide, round(top * scale), round(left * scale), height, width])
         return {"time_ids": torch.tensor(rows, dtype=torch.float32)}
 
 
 def cached_texts(folder: Path, captions: Sequence[str], base: Family, drawing: Drawing, parts: Mapping[str, Any]) -> Texts:
     """The captions' rows, computed where they are missing. parts: hashes of all that they depend on."""
-    empty = _owned(base.bind(base.encode_prompt(""), drawing))
-    length = empty.tokens_BLD.shape[1]  # longer captions are cut at the encoders' own window, as in every published training
+    nothing = base.encode_prompt("")
+    empty = _owned(base.bind(nothing, drawing))
+    length = empty.tokens_BLD.shape[1]
+    window = length if nothing.filler is None else nothing.filler().shape[1]
+
+    def cut(row_BL: Tensor) -> Tensor:
+        """Longer captions end with each encoder's own window, as in every published training: CLIP's further ones stand before T5's."""
+        further = row_BL.shape[1] - length
+        return torch.cat([row_BL[:, :window], row_BL[:, window + further :]], dim=1)
 
     def encoded(name: str) -> Callable[[Sequence[str]], Tensor]:
         def rows(some: Sequence[str]) -> Tensor:
             found = [getattr(base.encode_prompt(caption), name) for caption in some]
-            return torch.cat([row[:, :length] if name != "pooled_BD" else row for row in found]).clone()
+            return torch.cat([row if name == "pooled_BD" else cut(row) for row in found]).clone()
 
         return rows
 
@@ -96,6 +105,8 @@ def cached_texts(folder: Path, captions: Sequence[str], base: Family, drawing: D
     for name in names:
         # tokens keep the cache's oldest name, so that a cache stays good
         belongs_to = dict(parts) if name == "tokens_BLD" else {**parts, "of": name}
+        if name != "pooled_BD" and window < length:
+            belongs_to["window"] = window  # before, T5's states gave way to CLIP's further windows
         rows[name] = encode.texts(folder, captions, encoded(name), belongs_to)
     return Texts(rows, empty)
 

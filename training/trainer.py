@@ -4,8 +4,11 @@ One process is plain `python`; several are `torchrun --nproc_per_node N`, each o
 same whatever the processes and micro-batches are, and so are the weights, to rounding.
 """
 
+import errno
 import math
+import resource
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -20,8 +23,9 @@ from accelerate.utils import DistributedDataParallelKwargs, broadcast_object_lis
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from core.errors import BadRequest, Cancelled, LimnError, Mismatch, OutOfMemory
+from core.errors import BadRequest, Cancelled, DiskFull, LimnError, Mismatch, OutOfMemory
 from core.files import sweep_temps
+from pipelines.memory import is_out_of_memory
 from training import checkpoint as checkpoints
 from training.buckets import BucketOrder
 from training.compiled import LIMITS, Regions, batches_of_each_size, compile_proven
@@ -33,7 +37,7 @@ from training.progress import Reporter
 from training.randomness import Draws, Order, key
 from training.sharding import check_sharding, split_state, whole_state
 from training.sharding import whole as gathered
-from training.task import OnStep, Run, Task, WithBuckets, WithFrozen
+from training.task import OnStep, Run, Task, WithBuckets, WithFrozen, WithSettings
 from training.zero import Zero
 
 __all__ = ["OnStep", "Run", "Task", "WithFrozen", "train"]
@@ -50,33 +54,63 @@ def train(task: Task, config: TrainConfig, on_step: OnStep | None = None) -> Run
         Cancelled: Ctrl-C or SIGTERM; a checkpoint of the last finished step stands.
         LimnError: the gradient is no longer finite; the error names the step and the last good checkpoint.
         BadModel: there are checkpoints and none is whole. Mismatch: they are of another task.
+        DiskFull: there is no room for a checkpoint or a line of the log.
         OutOfMemory: a micro-batch does not fit; the message names settings that give the same result with less.
     """
     accelerator = Accelerator(
         cpu=config.on_cpu,
         mixed_precision="no",  # autocast is entered below, so that tasks of one process may differ in it
+        dynamo_backend="no",  # whatever `accelerate config` was told: what is compiled is proven (`train.compile`)
         kwargs_handlers=[DistributedDataParallelKwargs(gradient_as_bucket_view=True)],
     )
-    trainer = _Trainer(task, config, accelerator)
     try:
-        return trainer.run(on_step)
-    except torch.OutOfMemoryError:
-        raise OutOfMemory(trainer.smaller()) from None
+        return _Trainer(task, config, accelerator).run(on_step)
+    except OSError as error:  # of what is written besides checkpoints, which say it themselves
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise DiskFull(
+            f"{task.name}: no room to write in {str(config.out)!r} ({error.strerror}): free some space; the same command goes on from the "
+            "newest checkpoint"
+        ) from None
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise OutOfMemory(_smaller(task, config, accelerator)) from None
+
+
+def micro_batch(config: TrainConfig, processes: int) -> int:
+    """How many samples a process has at once.
+
+    Raises:
+        BadRequest: the batch does not split over them.
+    """
+    share = config.accumulation * processes
+    if config.batch_size % share:
+        raise BadRequest(
+            f"batch_size {config.batch_size} does not split over {processes} processes × {config.accumulation} micro-batches: "
+            f"make it a multiple of {share}"
+        )
+    return config.batch_size // share
+
+
+def check_resume(config: TrainConfig) -> None:
+    """Raises BadRequest if there is a checkpoint where there must be none, or none where there must be one."""
+    folder = config.out / "checkpoints"
+    standing = checkpoints.steps(folder)
+    if config.resume == "never" and standing:
+        raise BadRequest(f"{folder} holds a checkpoint of step {standing[-1]} and resume is never: use another `out` or resume=auto")
+    if config.resume == "must" and not standing:
+        raise BadRequest(f"{folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
 
 
 class _Trainer:
     def __init__(self, task: Task, config: TrainConfig, accelerator: Accelerator) -> None:
         self.task, self.config, self.accelerator = task, config, accelerator
-        share = config.accumulation * accelerator.num_processes
-        if config.batch_size % share:
-            raise BadRequest(
-                f"batch_size {config.batch_size} does not split over {accelerator.num_processes} processes × {config.accumulation} "
-                f"micro-batches: make it a multiple of {share}"
-            )
         if not len(task):
             raise BadRequest(f"task {task.name!r} has no samples to train on")
-        self.micro = config.batch_size // share
+        self.micro = micro_batch(config, accelerator.num_processes)
         self.order = _order(task, config)
+        self.settings = task.settings() if isinstance(task, WithSettings) else {}
         self.folder = config.out / "checkpoints"
         self.frozen = list(task.frozen().values()) if isinstance(task, WithFrozen) else []
         for module in self.frozen:
@@ -88,7 +122,7 @@ class _Trainer:
         named = {name.removeprefix("parts."): p for name, p in whole.named_parameters() if p.requires_grad}
         self.optimiser = self.processes.optimiser(named)
         self.scaler = torch.amp.GradScaler(accelerator.device.type, enabled=config.precision == "fp16")
-        self.average = Average(named, config.ema_decay)
+        self.average = Average(named, config.ema_decay, on_cpu=config.ema_on_cpu)
 
     def run(self, on_step: OnStep | None) -> Run:
         config, main = self.config, self.accelerator.is_main_process
@@ -97,6 +131,7 @@ class _Trainer:
             sweep_temps(self.folder)
             sweep_temps(config.out)
         start, consumed, notes = self._resume()
+        consumed = self.order.begin(consumed)
         run = Run(start, self.task, config, self.average, main)
         reporting = Reporter(config.out, self.task.name, start, config.steps, quiet=not main)
         with self._fast(notes), reporting as reporter, _stop_signals() as stop:
@@ -134,16 +169,6 @@ class _Trainer:
             self.accelerator.wait_for_everyone()
         return run
 
-    def smaller(self) -> str:
-        """What to set where memory has run out."""
-        config, device = self.config, self.accelerator.device
-        said = f"{self.task.name}: {device.type} has too little memory for micro-batches of {self.micro}"
-        if self.micro > 1:
-            halves = config.accumulation * 2 if self.micro % 2 == 0 else config.accumulation * self.micro
-            return f"{said}: set train.accumulation={halves}, which gives the same result"
-        saving = ["train.precision=bf16"] * (config.precision == "fp32") + ["gradient_checkpointing=true", "train.optimiser=adamw8bit"]
-        return f"{said}: set {', then '.join(saving)}, or a smaller data.width and data.height"
-
     @contextmanager
     def _fast(self, notes: list[str]) -> Iterator[None]:
         """Layers by the faster library, or repeated blocks compiled, in every process or in none; `notes` gets what came of it."""
@@ -170,6 +195,8 @@ class _Trainer:
         config, device = self.config, self.accelerator.device
         for micro in range(config.accumulation):
             counters, batch = next(batches)
+            if isinstance(batch, LimnError):
+                raise batch
             # for modules that draw from torch's own generator, such as nn.Dropout
             torch.manual_seed(key(config.seed, "torch", counters[0]))
             with self.processes.micro_batch(last=micro == config.accumulation - 1):
@@ -205,6 +232,7 @@ class _Trainer:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=config.workers,
+            worker_init_fn=_outlive_sigterm,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
@@ -217,9 +245,12 @@ class _Trainer:
         return dict(zip(meter, values.tolist(), strict=True))
 
     def _memory(self) -> dict[str, float]:
-        """The accelerator's peak so far, in GiB."""
+        """The accelerator's peak so far, in GiB; on a CPU this process's."""
         device = self.accelerator.device
-        return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30} if device.type == "cuda" else {}
+        if device.type == "cuda":
+            return {"memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB; macOS counts bytes
+        return {"memory_gib": peak / (2**30 if sys.platform == "darwin" else 2**20)} if device.type == "cpu" else {}
 
     def _agree(self, stop: bool, late: bool) -> tuple[bool, bool]:
         """What any process wants, all do: a signal and a clock do not reach them at the same step."""
@@ -239,6 +270,7 @@ class _Trainer:
                 "samples": len(self.task),
                 "consumed": consumed,
                 "config": self.config.model_dump(mode="json"),
+                "settings": self.settings,
                 "scaler": self.scaler.state_dict(),
                 "versions": {"torch": torch.__version__, "accelerate": accelerate.__version__},
             }
@@ -250,7 +282,7 @@ class _Trainer:
         """Goes back to the newest whole checkpoint, which the main process chooses: its step, the samples consumed, what to say."""
         found, notes = None, list[str]()
         if self.accelerator.is_main_process:
-            self._check_resume()
+            check_resume(self.config)
             found, notes = checkpoints.newest_whole(self.folder)
         if self.accelerator.num_processes > 1:
             (chosen,) = broadcast_object_list([found.step if found else None])
@@ -259,23 +291,16 @@ class _Trainer:
             return 0, 0, notes
         self._restore(found)
         notes.append(f"going on from step {found.step} of {self.config.steps}")
-        was = found.state["config"] | {"samples": found.state["samples"]}
-        now = self.config.model_dump(mode="json", exclude=HARMLESS) | {"samples": len(self.task)}
-        notes += [f"{name} was {was.get(name)}, is now {value}" for name, value in now.items() if was.get(name) != value]
+        was = found.state["config"] | {"samples": found.state["samples"]} | found.state.get("settings", self.settings)
+        now = self.config.model_dump(mode="json", exclude=HARMLESS) | {"samples": len(self.task)} | self.settings
+        notes += [f"{name} was {was[name]}, is now {value}" for name, value in now.items() if was.get(name, value) != value]
         return found.step, int(found.state["consumed"]), notes
-
-    def _check_resume(self) -> None:
-        standing = checkpoints.steps(self.folder)
-        if self.config.resume == "never" and standing:
-            raise BadRequest(
-                f"{self.folder} holds a checkpoint of step {standing[-1]} and resume is never: use another `out` or resume=auto"
-            )
-        if self.config.resume == "must" and not standing:
-            raise BadRequest(f"{self.folder} holds no checkpoint and resume is must: give the `out` of a run that has one, or resume=auto")
 
     def _restore(self, found: checkpoints.Checkpoint) -> None:
         if found.state["task"] != self.task.name:
             raise Mismatch(f"{self.folder} holds checkpoints of task {found.state['task']!r}, not {self.task.name!r}: use another `out`")
+        if (was := found.state["config"]["optimiser"]) != (now := self.config.optimiser):
+            raise Mismatch(f"the checkpoint is of another optimiser than {now} ({was}): use another `out`, or train.optimiser={was}")
         for part, module in self.task.modules().items():
             mine = {name.removeprefix(f"{part}."): tensor for name, tensor in found.model.items() if name.startswith(f"{part}.")}
             try:
@@ -289,6 +314,18 @@ class _Trainer:
         self.optimiser.load(found.optimiser)
         if scaling := found.state.get("scaler"):
             self.scaler.load_state_dict(scaling)
+
+
+def _smaller(task: Task, config: TrainConfig, accelerator: Accelerator) -> str:
+    """What to set where memory has run out."""
+    micro = config.batch_size // (config.accumulation * accelerator.num_processes)
+    said = f"{task.name}: {accelerator.device.type} has too little memory for micro-batches of {micro}"
+    if micro > 1:
+        halves = config.accumulation * 2 if micro % 2 == 0 else config.accumulation * micro
+        return f"{said}: set train.accumulation={halves}, which gives the same result"
+    saving = ["train.precision=bf16"] * (config.precision == "fp32") + ["gradient_checkpointing=true", "train.optimiser=adamw8bit"]
+    saving += ["train.ema_on_cpu=true"] * (accelerator.device.type != "cpu" and not config.ema_on_cpu and config.ema_decay > 0)
+    return f"{said}: set {', then '.join(saving)}, or a smaller data.width and data.height"
 
 
 class _Whole(nn.Module):
@@ -311,7 +348,11 @@ class _Samples(Dataset[Any]):
         self.task, self.order = task, order
 
     def __getitem__(self, counters: Any) -> Any:
-        return self.task.batch(self.order.indices(counters))
+        """A micro-batch, or the error in its place: a worker's own would come with its whole traceback as the message."""
+        try:
+            return self.task.batch(self.order.indices(counters))
+        except LimnError as error:
+            return error
 
 
 def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
@@ -321,6 +362,14 @@ def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _outlive_sigterm(worker: int) -> None:
+    """A worker goes on when all processes of a run are told to stop, as torchrun and schedulers do: the step is finished with its samples.
+
+    It ends when the training does, and when the training is killed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 @contextmanager

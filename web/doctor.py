@@ -41,7 +41,9 @@ class Doctor:
         except LimnError:
             return []
         beside = [_short(path) for path in sorted(base.parent.glob("controlnet-*"))]
-        names = dict.fromkeys([*beside, *(one.name for one in installed() if one.kind in _NETWORKS and one.source != "embedded")])
+        here = {Path(name).resolve() for name in trained}  # by their own names, not those that `limn train` gave them besides
+        found = [one for one in installed() if one.kind in _NETWORKS and one.source != "embedded" and one.path.resolve() not in here]
+        names = dict.fromkeys([*beside, *(one.name for one in found)])
         return [name for name in dict.fromkeys([*names, *trained]) if self._fits(name, kind, model)]
 
     def _fits(self, name: str, kind: str, model: str) -> bool:

@@ -113,6 +113,10 @@ def _flux_config(shapes: Mapping[str, Shape]) -> dict[str, Any]:
     }
 
 
+SHIFT = "limn.shift"  # in the metadata of an SD3 ControlNet: what was taken off its latents, and lies in their layer's bias instead
+SD3_HINT = "pos_embed_input.proj"
+
+
 def sd3_controlnet(header: Header) -> Part:
     """An SD3ControlNetModel under diffusers' names."""
     shapes = header.shapes
@@ -141,7 +145,19 @@ def sd3_controlnet(header: Header) -> Part:
             i for i in range(count(shapes, "transformer_blocks.*.")) if f"transformer_blocks.{i}.attn2.to_q.weight" in shapes
         ],
     }
-    return Part("SD3ControlNetModel", config, lambda: header.tensors({name: name for name in shapes}))
+
+    def tensors() -> dict[str, Tensor]:
+        return shifted(header.tensors({name: name for name in shapes}), float(header.metadata.get(SHIFT, "0")))
+
+    return Part("SD3ControlNetModel", config, tensors)
+
+
+def shifted(tensors: Mapping[str, Tensor], shift: float) -> dict[str, Tensor]:
+    """An SD3 ControlNet's tensors that say of latents what they said of the same, all numbers larger by `shift`."""
+    bias, weight = (tensors[f"{SD3_HINT}.{end}"] for end in ("bias", "weight"))
+    return (
+        {**tensors, f"{SD3_HINT}.bias": (bias.float() + shift * weight.float().flatten(1).sum(1)).to(bias.dtype)} if shift else {**tensors}
+    )
 
 
 def flux_controlnet(header: Header) -> Part:

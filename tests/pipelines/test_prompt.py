@@ -1,11 +1,13 @@
 """A1111's syntax against its documentation: tables of prompts and what they must come to."""
 
 import time
+from random import Random
 
 import pytest
 
 from core.errors import BadRequest
-from pipelines.prompt import EMPTY, LoraTag, Part, Phrase, Prompt, Wording, parse, plain, strip_comments
+from pipelines.prompt import EMPTY, LoraTag, Part, Phrase, Prompt, Wording, escaped, parse, plain, strip_comments
+from pipelines.wildcards import expand
 
 STEPS = 10
 
@@ -228,3 +230,14 @@ def test_long_prompts_take_no_more_than_a_moment() -> None:
         started = time.monotonic()
         parse(text, 20)
         assert time.monotonic() - started < 20  # a second or two here; a machine may be ten times slower
+
+
+def test_escaped_text_means_itself() -> None:
+    random = Random(0)
+    pieces = [*"\\()[]{}|#:_ <>ab1.", "AND", "BREAK", "__", "<lora:", "$$", ":1.2)", "\n"]
+    texts = ["".join(random.choice(pieces) for _ in range(random.randrange(12))) + "x" for _ in range(2000)]
+    for text in ["a (red) __colour__ {red|blue} sphere", "<lora:x:1>", "[a:b:0.5]", "red AND blue BREAK x # y", r"\( \\ \# \{ \|", *texts]:
+        found = parse(expand(escaped(text), 0), 4)
+        assert not found.loras
+        ((_, wording),) = found.parts[0].wordings
+        assert (len(found.parts), wording) == (1, plain(text)), text

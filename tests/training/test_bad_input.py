@@ -56,6 +56,46 @@ def test_a_bad_dataset_is_named_before_anything_is_trained(
     assert not (tmp_path / "run").exists()
 
 
+def test_what_is_changed_after_it_was_cached_is_looked_at_again(base: Path, dataset: Path, tmp_path: Path) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns("cache"))
+    _double(folder)  # so that the few pairs that are looked at first do not hold the fifth
+    train_controlnet(config(base, folder, tmp_path / "run"))
+    looked_at = (folder / "cache" / "checked.json").read_bytes()
+    shards = sorted((folder / "cache").rglob("shard-*"))
+    condition = folder / "canny" / "5.png"
+    whole = condition.read_bytes()
+    _narrow(condition)
+    with pytest.raises(Mismatch, match=r"canny/5\.png' 40x72: both need the same proportions"):
+        train_controlnet(config(base, folder, tmp_path / "again"))
+    condition.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(BadImage, match=r"canny/5\.png"):
+        train_controlnet(config(base, folder, tmp_path / "again"))
+    assert not (tmp_path / "again").exists()
+    condition.write_bytes(whole)
+    train_controlnet(config(base, folder, tmp_path / "again"))
+    assert (folder / "cache" / "checked.json").read_bytes() == looked_at
+    assert sorted((folder / "cache").rglob("shard-*")) == shards
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_picture_that_goes_while_it_is_trained_on_is_named_in_a_line(base: Path, dataset: Path, tmp_path: Path, workers: int) -> None:
+    import shutil
+
+    folder = tmp_path / "data"
+    shutil.copytree(dataset, folder, ignore=shutil.ignore_patterns("cache"))
+
+    def cut(run: Any) -> None:
+        for path in (folder / "canny").glob("*.png"):
+            path.write_bytes(b"")
+
+    with pytest.raises(BadImage, match=r"canny/\d\.png") as raised:
+        train_controlnet(config(base, folder, tmp_path / "run", train={"workers": workers, "steps": 40}), cut)
+    assert "\n" not in str(raised.value)
+
+
 def test_a_base_that_is_a_controlnet_is_refused(base: Path, dataset: Path, tmp_path: Path) -> None:
     net = build_controlnet(tmp_path / "net", base)
     with pytest.raises(BadModel, match=r"is itself a ControlNet \(ControlNetModel\): give the model .*, name it as init"):
@@ -86,6 +126,16 @@ def test_a_disk_that_fills_up_keeps_the_checkpoint_before(
     assert checkpoints.load(tmp_path / "run" / "checkpoints", 2).step == 2
     monkeypatch.undo()
     assert train_controlnet(config(base, dataset, tmp_path / "run", train={"resume": "must"})).step == 4
+
+
+def test_a_disk_without_room_for_a_line_of_the_log_is_said(base: Path, dataset: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "log.jsonl").symlink_to("/dev/full")
+    with pytest.raises(DiskFull, match=r"no room to write in '.*/run' \(No space left on device\): free some space") as raised:
+        train_controlnet(config(base, dataset, tmp_path / "run", train={"checkpoint_every": 1}))
+    assert "\n" not in str(raised.value)
+    (tmp_path / "run" / "log.jsonl").unlink()
+    assert train_controlnet(config(base, dataset, tmp_path / "run", train={"resume": "must", "checkpoint_every": 1})).step == 4
 
 
 def _cut(path: Path) -> None:

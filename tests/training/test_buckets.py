@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from training.buckets import BucketOrder, bucket_sizes, nearest
+from training.buckets import BucketOrder, bucket_levels, bucket_sizes, nearest
 
 
 @pytest.mark.parametrize(("side", "step"), [(128, 8), (512, 64), (1024, 64)])
@@ -17,6 +17,13 @@ def test_sizes_have_one_area_and_rising_proportions(side: int, step: int) -> Non
         assert width % step == height % step == 0
         assert width * height / side**2 == pytest.approx(1, abs=0.2)  # a side of 512 in steps of 64 is a coarse one
     assert {(h, w) for w, h in sizes} == set(sizes)
+
+
+def test_sides_are_multiples_of_what_the_model_draws_in() -> None:
+    for sizes in bucket_levels((96, 96), 7, (0.75, 1.0), 16):
+        assert all(width % 16 == height % 16 == 0 for width, height in sizes)
+        assert len(sizes) > 4
+    assert any(width % 16 for sizes in bucket_levels((96, 96), 7, (0.75, 1.0)) for width, _ in sizes)
 
 
 def test_a_picture_goes_where_it_loses_least() -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from core.errors import BadRequest
@@ -108,3 +109,30 @@ def test_content_keys_follow_the_bytes_not_the_name(tmp_path: Path) -> None:
     assert content_keys(paths, notes)[0] != first[0]
     notes.write_text("{")
     assert content_keys(paths, notes)[1:] == first[1:]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.uint8])
+def test_a_flipped_bit_is_found_before_the_rows_are_used(tmp_path: Path, dtype: torch.dtype) -> None:
+    build(tmp_path, KEYS, lambda positions: torch.stack([row(KEYS[position]) * 50 for position in positions]).to(dtype), batch=3)
+    rows = Rows(tmp_path, KEYS)
+    seen: list[tuple[int, int]] = []
+    rows.check(lambda done, total: seen.append((done, total)))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    shard = sorted(tmp_path.glob("shard-*"))[1]
+    data = bytearray(shard.read_bytes())
+    data[-5] ^= 1
+    shard.write_bytes(data)
+    with pytest.raises(BadRequest, match=rf"{shard.name}' is damaged \(.*SHA-256.*\): delete it"):
+        Rows(tmp_path, KEYS).check()
+    Rows(tmp_path, KEYS).check(part=0, parts=2)  # it is another process' part
+    with pytest.raises(BadRequest, match="SHA-256"):
+        Rows(tmp_path, KEYS).check(part=1, parts=2)
+
+
+def test_a_cache_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
+    save_file(
+        {"rows": torch.stack([row(key) for key in KEYS[:4]])}, tmp_path / "shard-0.safetensors", metadata={"keys": " ".join(KEYS[:4])}
+    )
+    rows = Rows(tmp_path, KEYS[:4])
+    rows.check()
+    assert torch.equal(rows[[2]][0], row(KEYS[2]))

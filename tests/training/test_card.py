@@ -33,8 +33,11 @@ def test_the_card_has_figures_settings_and_pictures_but_no_paths(tmp_path: Path)
     write_card(folder, "controlnet-canny+depth", facts | {"condition": "canny+depth", "kind": "canny+depth"}, config, out)
     text = (folder / "README.md").read_text()
     assert yaml.safe_load(text.split("---")[1])["tags"] == ["controlnet", "limn", "canny", "depth"]
-    model = "map.png,ready,model=controlnet-canny+depth"
+    model = "map.png,ready,model=FOLDER"  # its title is no name that anything is found by
     assert f"--control canny={model} --control depth={model} --prompt" in text
+    assert "base_model" not in text
+    write_card(folder, "x", facts | {"base": "owner/name@main"}, config, out)
+    assert yaml.safe_load((folder / "README.md").read_text().split("---")[1])["base_model"] == "owner/name"
     bare = tmp_path / "bare"
     bare.mkdir()
     write_card(bare, "x", facts, config, tmp_path / "nowhere")

@@ -1,17 +1,20 @@
 """`limn dataset check` finds what would spoil a training."""
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import typer
 from typer.testing import CliRunner, Result
 
 from core.control import Image
 from core.errors import BadRequest
 from core.images import decode, encode_png
-from tests.training.test_formats import config, folders, picture
+from tests.training.test_formats import LAYOUTS, config, folders, json_lines, picture
 from training import commands
-from training.check import check
+from training.check import check, refuse
 
 
 def limn(*arguments: object) -> Result:
@@ -30,6 +33,49 @@ def test_a_good_dataset_passes_and_is_shown(tmp_path: Path) -> None:
     assert result.exit_code == 0
     assert f"3 pairs; some of them: {sheet}" in result.output
     assert np.array_equal(decode(tmp_path / "s.png"), page)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_only_condition_that_there_is_need_not_be_named(layout: str, tmp_path: Path) -> None:
+    path = LAYOUTS[layout](tmp_path / "data")
+    options = ["--sheet", tmp_path / "s.png", "--set", "width=64", "--set", "height=64"]
+    if layout == "fill50k":  # which has the same conditions under two names there
+        result = limn("dataset", "check", path, *options)
+        assert re.search(r"which conditions\? give --condition NAME: dataset '.*' has source, hint", str(result.exception))
+        rows = [json.loads(line) for line in (path / "prompt.json").read_text(encoding="utf-8").splitlines()]
+        json_lines(path / "prompt.json", [{name: row[name] for name in ("source", "target", "prompt")} for row in rows])
+    result = limn("dataset", "check", path, *options)
+    assert result.exit_code == 0, result.exception
+    assert "3 pairs" in result.output
+
+
+def test_mistakes_of_one_kind_are_one_line(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    for number in range(3):
+        (folder / "images" / f"{number}.txt").write_bytes("größer".encode("latin-1"))
+    found, page = check(config(folder))
+    first, *others = found.lines()
+    assert first.endswith("0.txt' is not UTF-8 (byte 2): save it as UTF-8; and 2 more like it")
+    assert [line.partition("'")[0] for line in others] == ["mistake: dataset "]
+    assert page is None
+    with pytest.raises(BadRequest, match="4 mistakes of 2 kinds"):
+        refuse(found)
+
+
+def test_what_cannot_be_extracted_does_not_hide_the_rest(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    (folder / "images" / "0.png").write_bytes(b"")
+    found, page = check(config(folder, condition="depth", extract=True, params={"estimator": "nowhere/nothing.onnx"}))
+    assert page is None
+    said = "\n".join(found.lines())
+    assert "a picture that cannot be decoded" in said
+    assert "nothing.onnx" in said
+
+
+def test_a_setting_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    result = limn("dataset", "check", folders(tmp_path / "data"), "--condition", "hint", "--set", "width=[1")
+    assert isinstance(result.exception, BadRequest)
+    assert "setting 'width=[1': '[1' is not YAML" in str(result.exception)
 
 
 def test_every_mistake_is_found(tmp_path: Path) -> None:
@@ -63,6 +109,7 @@ def test_every_mistake_is_found(tmp_path: Path) -> None:
     ):  # fmt: skip
         assert what in said, what
     assert "2.png" not in said
+    assert "an empty condition (all black)" in found.warnings  # nobody may be in a picture
     result = limn("dataset", "check", folder, "--condition", "canny", "--sheet", tmp_path / "s.png")
     assert isinstance(result.exception, BadRequest)
     assert "mend them" in str(result.exception)

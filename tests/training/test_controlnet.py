@@ -277,3 +277,19 @@ def test_extracted_conditions_are_cached_and_equal_those_that_are_read(base: Pat
     for row, index in enumerate((1, 11)):
         assert torch.equal(batch["condition"][row], condition_to_tensor(task.loader.condition(task.pairs[index])))
     assert torch.equal(batch["condition"][1], batch["condition"][0].flip(-1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"train": {"resume": "must"}}, "holds no checkpoint and resume is must"),
+        ({"train": {"learning_rate_factors": {"hint": 2.0}}}, r"'hint' fits .*: names start with .*controlnet\.controlnet_cond_embedding"),
+        ({"objective": {"shift": 3.0}}, "moves the times of flow models"),
+    ],
+)
+def test_settings_are_refused_before_the_cache_is_made(
+    changes: dict[str, Any], message: str, base: Path, dataset: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadRequest, match=message):
+        train_controlnet(config(base, dataset, tmp_path / "run", cache=tmp_path / "cache", **changes))
+    assert list(tmp_path.iterdir()) == []

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from accelerate import PartialState
 from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 
@@ -14,8 +15,9 @@ from core.request import ControlUnit, RenderRequest
 from pipelines.engine import Engine, open_checkpoint
 from renderer import Renderer
 from tests import tinymodels
-from tests.training.test_families import BASES, PLACE, speaking
+from tests.training.test_families import BASES, PLACE, config, speaking
 from training.export import _compare, write_folder, write_single_file
+from training.run import build_task
 from training.steering import steering
 
 
@@ -51,6 +53,54 @@ def drawn(renderer: Renderer, base: Path, home: Path, model: str | None) -> Any:
     units = () if model is None else (ControlUnit(kind="depth", image=home / "depth.png", ready=True, model=model),)
     request = RenderRequest(prompt="a red sphere", model=str(base), width=64, height=64, steps=2, controls=units)
     return np.asarray(renderer.render(request)[0].image)
+
+
+@pytest.mark.parametrize("family", BASES)
+def test_the_single_file_that_a_run_writes_draws_what_its_folder_draws(family: str, tmp_path: Path) -> None:
+    """SD3's says which latents and which text it was taught with, which its shapes do not tell."""
+    given = config(BASES[family](tmp_path / "base"), tmp_path)
+    task = build_task(given, PartialState(cpu=True))
+    speaking(task.net)
+    tinymodels.build_pictures(tmp_path)
+    task.export(tmp_path / "net", {"controlnet": task.net.state_dict()})
+    file = next((tmp_path / "net").glob("controlnet-*"))
+    read = open_checkpoint(file).network(type(task.net), "", PLACE)
+    for name, tensor in task.net.state_dict().items():
+        torch.testing.assert_close(read.state_dict()[name], tensor)
+    renderer = Renderer(Engine(PLACE), given.base)
+    folder, single = (
+        drawn(renderer, Path(given.base), tmp_path, str(path)) for path in (tmp_path / "net", next((tmp_path / "net").glob("controlnet-*")))
+    )
+    assert np.abs(folder.astype(int) - single).max() <= (family == "sd3")  # its bias is rounded once more: one level of 255
+
+
+def test_conditions_in_a_folder_of_a_folder_do_not_end_the_run_with_an_error(tmp_path: Path) -> None:
+    given = config(tinymodels.build_base(tmp_path / "base"), tmp_path)
+    (given.data.folder / "maps").mkdir()
+    (given.data.folder / "hint").rename(given.data.folder / "maps" / "hint")
+    task = build_task(given.model_copy(update={"data": given.data.model_copy(update={"condition": "maps/hint"})}), PartialState(cpu=True))
+    (tmp_path / "net").mkdir()
+    task.export(tmp_path / "net", {"controlnet": task.net.state_dict()})
+    assert (tmp_path / "net" / "controlnet-maps-hint.safetensors").is_file()
+
+
+def test_the_single_file_of_sd3_hears_what_comfyui_feeds(tmp_path: Path) -> None:
+    """Latents that are scaled, and not shifted."""
+    given = config(BASES["sd3"](tmp_path / "base"), tmp_path)
+    task = build_task(given, PartialState(cpu=True))
+    speaking(task.net)
+    task.export(tmp_path / "net", {"controlnet": task.net.state_dict()})
+    comfy = type(task.net).from_config(task.net.config)
+    comfy.load_state_dict(load_file(next((tmp_path / "net").glob("controlnet-*"))))
+    vae = task.base.networks()["vae"]
+    moments = torch.randn(1, int(vae.config.latent_channels), 8, 8)
+    ours = (moments - vae.config.shift_factor) * vae.config.scaling_factor
+    theirs = moments * vae.config.scaling_factor
+    assert float((ours - theirs).abs().max()) > 0.01
+    with torch.no_grad():
+        wanted, found, wrong = (net.pos_embed_input(latents) for net, latents in ((task.net, ours), (comfy, theirs), (task.net, theirs)))
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(wrong, wanted, atol=1e-3)
 
 
 @pytest.mark.parametrize("family", ["sd", "sdxl"])  # diffusers reads no single files of SD3's and FLUX's ControlNets

@@ -13,7 +13,7 @@ from accelerate import PartialState
 from torch import Tensor
 
 from core.errors import BadRequest
-from core.images import decode
+from core.images import decode, encode_png
 from pipelines.checkpoint import Folder
 from pipelines.engine import Engine
 from pipelines.family import Drawing, Family, Hint, Place
@@ -23,6 +23,7 @@ from training.controlnet import ControlNetTask
 from training.randomness import Draws
 from training.run import ControlNetConfig, build_task, train_controlnet
 from training.steering import steering, zero_layers
+from training.texts import cached_texts
 
 BASES: dict[str, Callable[[Path], Path]] = {
     "sd": tinymodels.build_base,
@@ -168,6 +169,25 @@ def test_flow_times_are_shifted_by_the_size_of_the_pictures(task: ControlNetTask
     assert (shifts[0] < shifts[1]) == (task.base.name == "flux")  # the others' shift is one for all sizes
 
 
+def test_long_captions_end_with_each_encoder_s_window(folder: Path, tmp_path: Path) -> None:
+    """As diffusers cuts them: what CLIP has beyond its first window takes nothing from T5."""
+    base = Engine(PLACE).base(folder)
+    PartialState(cpu=True)
+    long = "a red sphere left of a blue cube on grass at sunset " * 20
+    found = cached_texts(tmp_path, [long, "a red sphere"], base, Drawing(64, 64, 3.5), {})
+    for name, rows in found.rows.items():
+        wanted = getattr(base.encode_prompt("a red sphere"), name)
+        assert torch.equal(rows[[1]], wanted)
+        assert rows[[0]].shape == wanted.shape
+    tokens, whole = found.rows["tokens_BLD"][[0]], base.encode_prompt(long).tokens_BLD
+    filler = base.encode_prompt("").filler
+    window = tokens.shape[1] if filler is None else filler().shape[1]
+    assert torch.equal(tokens[:, :window], whole[:, :window])
+    rest = tokens.shape[1] - window
+    assert (rest > 0) == (base.name == "sd3")
+    assert torch.equal(tokens[:, window:], whole[:, whole.shape[1] - rest :])
+
+
 def test_blocks_that_are_not_there_are_refused(folder: Path) -> None:
     base = Engine(PLACE).base(folder)
     with pytest.raises(BadRequest, match="blocks"):
@@ -188,3 +208,19 @@ def test_a_base_in_half_the_bits_trains_too(folder: Path, tmp_path: Path) -> Non
 
 def config_train(given: ControlNetConfig, precision: str) -> Any:
     return given.train.model_copy(update={"precision": precision})
+
+
+def test_pictures_of_other_proportions_and_resolutions_train_in_their_own_sizes(folder: Path, tmp_path: Path) -> None:
+    given = config(folder, tmp_path, batch_size=1, steps=4)
+    for number, (width, height) in enumerate([(96, 150), (150, 96), (70, 70)]):
+        for part in ("images", "hint"):
+            picture_HWC = np.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=np.uint8)
+            (tmp_path / "data" / part / f"{number}.png").write_bytes(encode_png(picture_HWC))
+    data = given.data.model_copy(update={"width": 96, "height": 96, "buckets": 7, "scales": (0.75, 1.0)})
+    run = train_controlnet(given.model_copy(update={"data": data}))
+    assert run.step == 4
+    assert isinstance(run.task, ControlNetTask)
+    sizes = [run.task.loader.size(pair) for pair in run.task.pairs]
+    assert len(set(sizes)) == 3
+    for width, height in sizes:
+        run.task.base.latent_shape(width, height)  # which refuses what the model cannot draw

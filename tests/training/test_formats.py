@@ -167,9 +167,95 @@ def test_captions_in_latin_1_or_missing_are_named_and_a_template_fills_in(tmp_pa
     with pytest.raises(BadRequest, match=r"1\.txt' is not UTF-8 \(byte 2\)"):
         read_pairs(config(folder))
     (folder / "images" / "1.txt").unlink()
-    with pytest.raises(BadRequest, match=r"no caption '1\.txt' beside it"):
+    with pytest.raises(BadRequest, match=r"1 of 3 pairs have no caption in a \.txt file beside the picture, the first is '.*/1\.png'"):
         read_pairs(config(folder))
     assert read_pairs(config(folder, template="photo $stem of $$5"))[1].caption == "photo 1 of $5"
+
+
+def test_captions_of_other_endings_and_with_a_byte_order_mark_are_read(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    for number, text in enumerate(CAPTIONS):
+        (folder / "images" / f"{number}.txt").rename(folder / "images" / f"{number}.caption")
+        (folder / "images" / f"{number}.caption").write_text(text, encoding="utf-8-sig")
+    for ending in ("caption", ".caption"):
+        assert [pair.caption for pair in read_pairs(config(folder, caption=ending))] == list(CAPTIONS)
+    rows = imagefolder(tmp_path / "rows") / "metadata.jsonl"
+    rows.write_text(rows.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    assert [pair.caption for pair in read_pairs(config(tmp_path / "rows"))] == list(CAPTIONS)
+
+
+def test_two_pictures_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = folders(tmp_path / "data")
+    (folder / "hint" / "1.png").rename(folder / "hint" / "1.webp")
+    assert len(read_pairs(config(folder))) == 3
+    (folder / "hint" / "1.png").write_bytes(encode_png(picture(7)))
+    with pytest.raises(BadRequest, match=r"hint/1\.webp' and '1\.png' have one name"):
+        read_pairs(config(folder))
+
+
+@pytest.mark.parametrize("layout", ["imagefolder", "parquet"])
+def test_a_template_is_filled_from_columns_that_are_there(layout: str, tmp_path: Path) -> None:
+    if layout == "imagefolder":
+        folder = imagefolder(tmp_path / "data")
+        rows = [{"file_name": f"images/{i}.png", "hint": f"hint/{i}.png", "label": label} for i, label in enumerate(("cat", "dog", None))]
+        json_lines(folder / "metadata.jsonl", rows)
+    else:
+        folder = parquet(tmp_path / "data")
+        tables = pytest.importorskip("pyarrow.parquet")
+        (file,) = folder.rglob("*.parquet")
+        table = tables.read_table(file).drop_columns(["text"]).append_column("label", [["cat", "dog", None]])
+        tables.write_table(table, file)
+    told: list[str] = []
+    pairs = read_pairs(config(folder, template="a $label"), lambda error: told.append(str(error)))
+    assert [pair.caption for pair in pairs][:2] == ["a cat", "a dog"]
+    assert "data.template needs 'label', which is empty here" in told[0]
+    with pytest.raises(BadRequest, match=r"unknown column .*'lable': did you mean 'label'"):
+        read_pairs(config(folder, template="a $lable"))
+    with pytest.raises(ValueError, match=r"write \$\$ for the character itself"):
+        config(folder, template="5 $ each")
+
+
+def test_captions_that_cannot_be_encoded_and_paths_that_cannot_be_are_named(tmp_path: Path) -> None:
+    folder = imagefolder(tmp_path / "data")
+    row = {"file_name": "images/0.png", "text": "a", "hint": "hint/0.png"}
+    json_lines(folder / "metadata.jsonl", [row | {"text": "ab\ud800"}])
+    with pytest.raises(BadRequest, match=r"character 2 of the caption is half of one \(\\ud800\)"):
+        read_pairs(config(folder))
+    json_lines(folder / "metadata.jsonl", [row | {"hint": 5000 * "a"}])
+    with pytest.raises(BadRequest, match="1 of the 2 files"):
+        read_pairs(config(folder))
+    with pytest.raises(ValueError, match="condition is empty: name the column"):
+        config(folder, condition="")
+
+
+def test_of_several_splits_the_one_to_train_on_is_read(tmp_path: Path) -> None:
+    (table,) = parquet(tmp_path / "data").rglob("*.parquet")
+    for split in ("train", "validation"):
+        (table.parent / f"{split}-00000-of-00001.parquet").write_bytes(table.read_bytes())
+    table.unlink()
+    assert {Path(str(pair.picture)).name[:5] for pair in read_pairs(config(tmp_path / "data"))} == {"train"}
+    imagefolder(tmp_path / "rows" / "test")
+    imagefolder(tmp_path / "rows" / "train")
+    assert [str(pair.picture).split("/")[-3] for pair in read_pairs(config(tmp_path / "rows"))] == ["train"] * 3
+    (table.parent / "train-00000-of-00001.parquet").rename(table.parent / "more-00000-of-00001.parquet")
+    assert len(read_pairs(config(tmp_path / "data"))) == 6  # none is called so: all
+
+
+def test_what_may_be_either_picture_of_a_sample_is_asked(tmp_path: Path) -> None:
+    """A set of names has another order in every process, so a choice between them would differ from run to run."""
+    with tarfile.open(tmp_path / "a.tar", "w") as archive:
+        for extension, data in (("jpg", encode_png(picture(0))), ("png", encode_png(picture(1))), ("txt", b"x")):
+            member = tarfile.TarInfo(f"0.{extension}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+    for condition, other in (("png", "jpg"), ("jpg", "png")):
+        (pair,) = read_pairs(config(tmp_path, condition=condition))
+        assert str(pair.picture).endswith(other)
+        assert str(pair.conditions[0]).endswith(condition)
+    with pytest.raises(BadRequest, match=r"jpg and png may each be the picture: name its whole extension, as data\.picture=jpg"):
+        read_pairs(config(tmp_path, condition="canny", extract=True))
+    (pair,) = read_pairs(config(tmp_path, condition="canny", extract=True, picture="png"))
+    assert str(pair.picture).endswith("png")
 
 
 def test_a_cut_or_compressed_shard_is_named(tmp_path: Path) -> None:
@@ -208,6 +294,18 @@ def test_settings_that_vary_differ_between_pairs_and_never_change(tmp_path: Path
     for wrong, message in (({"vary": {"lo": (1, 2)}}, "did you mean 'low'"), ({"extract": False}, "set data.extract")):
         with pytest.raises(BadRequest, match=message):
             Loader(config(moved, **({"condition": "canny", "extract": True, "vary": {"low": (1, 2)}} | wrong)))
+
+
+@pytest.mark.parametrize(
+    ("vary", "message"),
+    [
+        ({"high": (150, 999)}, "high = 999"),
+        ({"low": (10, 250), "high": (50, 255)}, "low 250 is above high 50"),
+    ],
+)
+def test_settings_that_could_be_drawn_and_cannot_be_are_refused_at_once(vary: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match=message):
+        Loader(config(tmp_path, condition="canny", extract=True, vary=vary))
 
 
 def test_an_extracted_condition_is_rendering_s(tmp_path: Path) -> None:

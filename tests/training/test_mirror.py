@@ -1,10 +1,20 @@
 """A mirrored map is the map of the mirrored picture."""
 
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import cv2
 import numpy as np
+import pytest
 
 from controls.normal import Params, normals
+from core.errors import BadImage
 from core.skeleton import JOINTS, draw_pose
-from training.mirror import mirrored_map
+from training import encode
+from training.check import check
+from training.data import DataConfig, Loader, read_pairs
+from training.mirror import is_mirrorable, mirrored_map
 
 
 def test_a_mirrored_pose_has_its_left_and_right_joints_swapped() -> None:
@@ -28,6 +38,36 @@ def test_mirrored_normals_turn_round() -> None:
     found_HWC = mirrored_map(normals(nearness_HW, settings), "normal")
     # 127.5 rounds to either side
     assert np.abs(found_HWC.astype(int) - wanted_HWC.astype(int)).max() <= 1
+
+
+def test_what_points_nowhere_stays_black() -> None:
+    map_HWC = np.full((8, 10, 3), (200, 128, 220), np.uint8)
+    map_HWC[:, :3] = 0  # a background that was cut away
+    found_HWC = mirrored_map(map_HWC, "normal")
+    assert not found_HWC[:, 7:].any()
+    assert (found_HWC[:, :7] == (55, 128, 220)).all()
+
+
+def test_a_pose_whose_colours_have_suffered_is_not_mirrored(tmp_path: Path) -> None:
+    people = np.random.default_rng(0).uniform(20, 236, (1, len(JOINTS), 2))
+    map_HWC = draw_pose(people, 256, 256)
+    squeezed = cv2.imdecode(cv2.imencode(".jpg", map_HWC[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95])[1], cv2.IMREAD_COLOR)
+    assert squeezed is not None
+    assert is_mirrorable(map_HWC, "pose")
+    assert is_mirrorable(np.zeros_like(map_HWC), "pose")
+    assert not is_mirrorable(squeezed[..., ::-1], "pose")
+    assert is_mirrorable(squeezed[..., ::-1], "depth")
+    for folder, image in (("images", np.full_like(map_HWC, 90)), ("pose", squeezed)):
+        (tmp_path / folder).mkdir()
+        assert cv2.imwrite(str(tmp_path / folder / "a.png"), image)
+    (tmp_path / "images" / "a.txt").write_text("a person")
+    values: dict[str, Any] = {"folder": tmp_path, "condition": "pose", "width": 64, "height": 64}
+    for flip in (False, True):
+        given = DataConfig.model_validate(values | {"flip": flip})
+        found, _ = check(given)
+        assert any("cannot swap left and right" in line for line in found.lines()) == flip
+        with pytest.raises(BadImage, match=r"pose/a\.png' is a pose .* save it as PNG") if flip else nullcontext():
+            encode.check(tmp_path / "cache", read_pairs(given), Loader(given))  # though it was fine without flip
 
 
 def test_other_maps_keep_their_colours() -> None:

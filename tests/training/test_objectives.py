@@ -183,6 +183,19 @@ def test_the_multi_scale_loss_is_simple_diffusion_s() -> None:
     assert float(objective.loss(wide, wide.target_BCHW + 2)) == pytest.approx(4, rel=1e-5)
 
 
+def test_no_scale_sees_what_a_mask_hides() -> None:
+    objective = Objective.from_scheduler_config(SCHEDULER, ObjectiveConfig(multi_scale=4))
+    noised = objective.noised(torch.zeros(1, 4, 16, 16), Draws(0, [0]))
+    out = torch.randn(1, 4, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    mask = torch.zeros(1, 1, 16, 16)
+    mask[..., :5] = 1  # its edge falls inside the coarser cells
+    objective.loss(noised, out, mask).backward()  # type: ignore[no-untyped-call]
+    assert out.grad is not None
+    assert torch.equal(out.grad != 0, (mask > 0).expand_as(out))
+    everywhere = objective.errors(noised, out, torch.ones_like(mask))
+    torch.testing.assert_close(everywhere, objective.errors(noised, out), rtol=1e-5, atol=0)
+
+
 def test_zero_terminal_snr_ends_in_pure_noise_and_needs_another_output_than_epsilon() -> None:
     v = {**SCHEDULER, "prediction_type": "v_prediction"}
     objective = Objective.from_scheduler_config(v, ObjectiveConfig(zero_terminal_snr=True))

@@ -11,7 +11,7 @@ from torch import nn
 from core.errors import BadRequest, Mismatch
 from tests.training.toytask import ToyTask, weights
 from training.config import TrainConfig
-from training.optimiser import Optimiser, rate
+from training.optimiser import Average, Optimiser, rate
 from training.trainer import train
 
 
@@ -91,3 +91,56 @@ def test_an_optimiser_that_is_not_installed_is_named() -> None:
     except ImportError:
         with pytest.raises(BadRequest, match="needs bitsandbytes, which is not installed: pip install bitsandbytes"):
             Optimiser({"w": nn.Parameter(torch.ones(2))}, config(optimiser="adamw8bit"))
+
+
+def test_adafactor_moves_what_begins_at_zero() -> None:
+    """By the rate, as AdamW does: a ControlNet begins with layers that are all zero."""
+    weight, bias = nn.Parameter(torch.zeros(4, 3)), nn.Parameter(torch.zeros(4))
+    optimiser = Optimiser({"w": weight, "b": bias}, config(optimiser="adafactor", warmup=0, learning_rate=1e-3))
+    weight.grad, bias.grad = torch.full((4, 3), 0.01), torch.full((4,), -0.01)
+    optimiser.step(0)
+    torch.testing.assert_close(weight.detach(), torch.full((4, 3), -1e-3), rtol=1e-3, atol=0)
+    torch.testing.assert_close(bias.detach(), torch.full((4,), 1e-3), rtol=1e-3, atol=0)
+
+
+def test_prodigy_has_one_rate() -> None:
+    with pytest.raises(ValueError, match="learning_rate_factors 2: prodigy finds one rate for all"):
+        config(optimiser="prodigy", learning_rate_factors={"head": 2.0, "encoder": 1.0})
+    config(optimiser="prodigy", learning_rate_factors={"head": 0.0})
+
+
+def test_a_factor_for_no_parameter_names_those_there_are() -> None:
+    parameters = {name: nn.Parameter(torch.ones(2)) for name in ("net.hint.weight", "net.hint.bias", "net.blocks.0.weight")}
+    with pytest.raises(BadRequest, match=r"'hint' fits no trainable parameter: names start with net\.hint, net\.blocks"):
+        Optimiser(parameters, config(learning_rate_factors={"hint": 2.0}))
+
+
+@pytest.mark.parametrize(("before", "now"), [("lion", "adamw"), ("adamw", "adafactor")])
+def test_another_optimiser_than_the_checkpoint_s_is_refused(before: str, now: str, tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"out": tmp_path, "batch_size": 4, "device": "cpu"}
+    train(ToyTask(), TrainConfig.model_validate({**settings, "steps": 2, "optimiser": before}))
+    with pytest.raises(Mismatch, match=rf"another optimiser than {now} \({before}\): use another `out`, or train\.optimiser={before}"):
+        train(ToyTask(), TrainConfig.model_validate({**settings, "steps": 4, "optimiser": now}))
+
+
+def test_the_average_can_lie_on_the_cpu() -> None:
+    live = nn.Parameter(torch.zeros(3, dtype=torch.float64))
+    averages = [Average({"w": live}, 0.9, on_cpu=on_cpu) for on_cpu in (False, True)]
+    with torch.no_grad():
+        live.add_(1.0)
+    for average in averages:
+        assert average.tensors["w"].device.type == "cpu"
+        assert average.tensors["w"].data_ptr() != live.data_ptr()
+        average.update(0)
+    assert torch.equal(averages[0].tensors["w"], averages[1].tensors["w"])
+    assert float(averages[1].tensors["w"][0]) == pytest.approx(1 - 2 / 11)
+
+
+def test_a_run_is_the_same_with_its_average_on_the_cpu(tmp_path: Path) -> None:
+    for on_cpu in (False, True):
+        settings = config(
+            out=tmp_path / str(on_cpu), steps=12, ema_decay=0.9, ema_on_cpu=on_cpu, learning_rate=0.01, batch_size=4, device="cpu"
+        )
+        train(ToyTask(), settings)
+    for name, tensor in weights(tmp_path / "False").items():
+        assert torch.equal(weights(tmp_path / "True")[name], tensor)

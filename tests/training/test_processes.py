@@ -93,6 +93,15 @@ def test_shards_that_cannot_be_are_refused(tmp_path: Path, sharding: str, settin
         check_sharding(TrainConfig(out=tmp_path, steps=1, sharding=sharding, **settings), 2 if settings else 1)
 
 
+@pytest.mark.parametrize(("name", "title"), [("FSDP", "FSDP"), ("DEEPSPEED", "DeepSpeed"), ("MEGATRON_LM", "Megatron-LM")])
+def test_what_accelerate_itself_would_split_is_refused(
+    base: Path, dataset: Path, tmp_path: Path, name: str, title: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"ACCELERATE_USE_{name}", "true")
+    with pytest.raises(BadRequest, match=rf"told to use {title} \(ACCELERATE_USE_{name}\): start with torchrun"):
+        train_controlnet(config(base, dataset, tmp_path / "run"))
+
+
 def assert_close(folder: Path, step: int) -> None:
     one, two = (checkpoints.load(folder / name / "checkpoints", step) for name in ("one", "two"))
     for part, relative in (("model", 0.0), ("average", 0.0), ("optimiser", 1e-3)):

@@ -1,19 +1,23 @@
 """A run that was cut anywhere and resumed equals the uninterrupted one, bit by bit."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
 from core.errors import BadModel, BadRequest, Mismatch
-from tests.training.conftest import Fork
+from tests.training import toytask
+from tests.training.conftest import ROOT, Fork
 from tests.training.toytask import ToyTask, weights
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
@@ -135,8 +139,10 @@ def test_no_whole_checkpoint_is_an_error_not_a_fresh_start(tmp_path: Path) -> No
     train_cut(tmp_path, 34)
     for step in (6, 8):
         (tmp_path / "checkpoints" / f"step-{step:08d}" / "manifest.json").unlink()
-    with pytest.raises(BadModel, match="none of 2 checkpoints is whole"):
-        train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    for _ in range(2):  # and again: whoever starts it once more is not to lose everything
+        with pytest.raises(BadModel, match="none of 2 checkpoints is whole"):
+            train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    assert checkpoints.steps(tmp_path / "checkpoints") == [6, 8]
 
 
 def test_resume_must_needs_a_checkpoint_and_never_refuses_one(tmp_path: Path) -> None:
@@ -166,6 +172,67 @@ def test_changed_settings_are_said(tmp_path: Path, capsys: pytest.CaptureFixture
     said = capsys.readouterr().out
     assert "learning_rate was 0.01, is now 0.005" in said
     assert "batch_size was 4, is now 2" in said
+
+
+def test_changed_settings_of_the_task_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    class Told(ToyTask):
+        told: ClassVar[dict[str, Any]] = {"base": "one", "data.flip": False}
+
+        def settings(self) -> dict[str, Any]:
+            return self.told
+
+    train(Told(), TrainConfig(out=tmp_path, **(SETTINGS | {"steps": 4, "warmup": 0})))
+    Told.told = {"base": "other", "data.flip": False}
+    capsys.readouterr()
+    train(Told(), TrainConfig(out=tmp_path, **SETTINGS))
+    said = capsys.readouterr().out
+    assert "base was one, is now other" in said
+    assert "data.flip" not in said
+
+
+def test_the_log_of_a_cut_run_is_as_one_that_was_not(tmp_path: Path) -> None:
+    settings = SETTINGS | {"log_every": 1}
+    train(ToyTask(), TrainConfig(out=tmp_path / "whole", **settings))
+    task = CutTask()
+    task.cut = 31  # step 7, after the checkpoint of step 6
+    with pytest.raises(PowerCut):
+        train(task, TrainConfig(out=tmp_path / "cut", **settings))
+    assert len((tmp_path / "cut" / "log.jsonl").read_text().splitlines()) == 7
+    train(ToyTask(), TrainConfig(out=tmp_path / "cut", **settings))
+    rows = [[json.loads(line) for line in (tmp_path / name / "log.jsonl").read_text().splitlines()] for name in ("whole", "cut")]
+    assert [row["step"] for row in rows[1]] == list(range(1, 13))
+    for one, other in zip(*rows, strict=True):
+        assert one["loss"] == other["loss"]
+        assert other["loss_smooth"] == pytest.approx(one["loss_smooth"], rel=1e-5)  # the log keeps six digits
+
+
+def test_a_run_told_to_stop_with_its_workers_finishes_the_step(tmp_path: Path, uninterrupted: dict[str, Tensor]) -> None:
+    """SIGTERM for the whole process group, as torchrun and schedulers send it."""
+    values = {**SETTINGS, "out": str(tmp_path), "checkpoint_every": 1000, "log_every": 1, "workers": 2, "pause_s": 0.1}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen([sys.executable, toytask.__file__, json.dumps(values)], env=environment, start_new_session=True) as process:
+        log = tmp_path / "log.jsonl"
+        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
+        os.killpg(process.pid, signal.SIGTERM)
+        assert process.wait() == 130
+    (saved,) = checkpoints.steps(tmp_path / "checkpoints")
+    assert 3 <= saved < 12
+    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
+    assert_equal(weights(tmp_path), uninterrupted)
+
+
+def test_batches_of_one_size_stay_so_when_their_number_changes(tmp_path: Path) -> None:
+    class Buckets(ToyTask):
+        def buckets(self) -> list[int]:
+            return [0] * 7 + [1] * 3
+
+        def batch(self, indices: list[int]) -> Any:
+            assert len({index < 7 for index in indices}) == 1
+            return super().batch(indices)
+
+    settings = SETTINGS | {"accumulation": 1}
+    train(Buckets(), TrainConfig(out=tmp_path, **(settings | {"steps": 5})))  # 20 samples, no multiple of 6
+    assert train(Buckets(), TrainConfig(out=tmp_path, **(settings | {"steps": 20, "batch_size": 6}))).step == 20
 
 
 def test_the_clock_makes_checkpoints_too(tmp_path: Path) -> None:

@@ -151,7 +151,8 @@ def test_only_near_and_kept_samples_count(base: Path, dataset: Path, tmp_path: P
     assert pixels.shape == (len(near), 3, 64, 64)
     assert float(pixels.min()) >= 0
     assert float(pixels.max()) <= 1
-    assert float(metrics["reward"]) == pytest.approx(float(pixels.flatten(1).mean()), rel=1e-5)
+    # over the 0.2 · 8 rows that are expected to count, however many do
+    assert float(metrics["reward"]) == pytest.approx(float(pixels.flatten(1).mean(1).sum()) / 1.6, rel=1e-5)
     task.net.zero_grad()
     metrics_only = float(loss.detach())
     loss.backward()
@@ -213,3 +214,17 @@ def test_the_evaluator_is_another_network(tmp_path: Path) -> None:
     ):
         with pytest.raises(BadRequest, match="there is no reward for"):
             make_reward(RewardConfig(weight=1.0), wrong, None, (0.0, 1.0))
+
+
+def test_micro_batches_add_up_to_the_batch(base: Path, dataset: Path, tmp_path: Path) -> None:
+    task = made(base, dataset, tmp_path, lambda pixels, maps: pixels.flatten(1).mean(1), until=0.5)
+
+    def rewarded(*counters: range) -> float:
+        found = [task.loss(task.batch([0] * len(part)), Draws(3, part))[1]["reward"] for part in counters]
+        return float(sum(found)) / len(found)
+
+    whole = rewarded(range(8))
+    assert whole > 0
+    for parts in ([range(4), range(4, 8)], [range(row, row + 1) for row in range(8)]):
+        # fp32, in batches of other sizes: rounding of convolutions; a mean over the rows that count would be off by tens of percent
+        assert rewarded(*parts) == pytest.approx(whole, rel=1e-4)

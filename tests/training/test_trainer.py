@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from core.errors import BadRequest, LimnError, OutOfMemory
+from core.errors import BadImage, BadRequest, LimnError, OutOfMemory
 from tests.training.toytask import ToyTask, weights
 from training import checkpoint as checkpoints
 from training.config import TrainConfig
@@ -83,7 +83,7 @@ def test_rates_follow_the_name_of_the_parameter(tmp_path: Path) -> None:
     assert torch.equal(task.encoder[0].weight, fresh.encoder[0].weight)
     assert not torch.equal(task.encoder[0].bias, fresh.encoder[0].bias)
     assert not torch.equal(task.head.weight, fresh.head.weight)
-    with pytest.raises(BadRequest, match="'tail' fits no trainable parameter: names start with encoder, head"):
+    with pytest.raises(BadRequest, match=r"'tail' fits no trainable parameter: names start with encoder\.0, head"):
         train(ToyTask(), config(tmp_path / "other", learning_rate_factors={"tail": 1.0}))
 
 
@@ -262,3 +262,39 @@ def test_memory_that_runs_out_is_answered_with_settings_that_fit(tmp_path: Path)
     with pytest.raises(OutOfMemory, match=r"micro-batches of 4: set train\.accumulation=4"):
         train(Hungry(), TrainConfig(**settings, accumulation=2))
     assert train(Hungry(), TrainConfig(**settings, accumulation=4)).step == 2
+
+
+def test_an_allocator_of_the_cpu_that_gives_up_is_no_traceback(tmp_path: Path) -> None:
+    class Hungry(ToyTask):
+        def loss(self, batch: Any, draws: Any) -> Any:
+            torch.empty(2**50)
+
+    with pytest.raises(OutOfMemory, match=r"cpu has too little memory for micro-batches of 4: set train\.accumulation=2"):
+        train(Hungry(), config(tmp_path))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_what_a_sample_lacks_is_said_in_one_line(tmp_path: Path, workers: int) -> None:
+    class Damaged(ToyTask):
+        def batch(self, indices: list[int]) -> Any:
+            raise BadImage("'7.png' is cut off: restore it")
+
+    with pytest.raises(BadImage, match=r"^'7\.png' is cut off: restore it$"):
+        train(Damaged(), config(tmp_path, workers=workers))
+
+
+def test_what_accelerate_was_told_elsewhere_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`accelerate config` speaks through the environment."""
+
+    def unproven(*args: object, **options: object) -> None:
+        raise AssertionError
+
+    train(ToyTask(dropout=0.0), config(tmp_path / "plain", clip=1000.0))
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "inductor")
+    monkeypatch.setattr(torch, "compile", unproven)
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "3")
+    train(ToyTask(dropout=0.0), config(tmp_path / "told", clip=1000.0))
+    plain, told = (checkpoints.load(tmp_path / name / "checkpoints", 6) for name in ("plain", "told"))
+    for part in ("model", "optimiser"):
+        for name, tensor in getattr(plain, part).items():
+            assert torch.equal(getattr(told, part)[name], tensor), name

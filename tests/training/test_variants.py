@@ -179,14 +179,19 @@ def test_a_run_of_it_ends_in_what_can_be_trained_further(folder: Path, variant: 
             load_controlnet(base, weights, steering(base, HINT, variant="lora", rank=8))
 
 
-def test_low_rank_differences_are_named_as_comfyui_reads_them(tmp_path: Path) -> None:
-    base = Engine(PLACE).base(BASES["sd"](tmp_path / "base"))
+def test_low_rank_differences_are_named_as_comfyui_and_a1111_read_them(tmp_path: Path) -> None:
+    base: Any = Engine(PLACE).base(BASES["sd"](tmp_path / "base"))
     names = single_file_tensors(steering(base, HINT, variant="lora", rank=2).new())
     # comfy/controlnet.py knows it by the mark and sets what it finds on its own layers
     assert "lora_controlnet" in names
     assert {"input_blocks.1.1.transformer_blocks.0.attn1.to_q.up", "input_blocks.1.1.transformer_blocks.0.attn1.to_q.down"} <= names.keys()
     assert {"zero_convs.0.0.weight", "input_hint_block.0.weight", "middle_block_out.0.bias", "time_embed.0.up"} <= names.keys()
     assert not any(name.endswith("to_q.weight") for name in names)
+    # A1111 takes only matrices from the model that it draws with: its layers have no biases and untaught norms until the file gives them
+    first, norm = base.unet.down_blocks[0].resnets[0], "input_blocks.1.0.in_layers.0.weight"
+    assert torch.equal(names[norm], first.norm1.weight)
+    assert torch.equal(names["input_blocks.1.0.in_layers.2.bias"], first.conv1.bias)
+    assert torch.equal(names["time_embed.0.bias"], base.unet.time_embedding.linear_1.bias)
 
 
 def test_more_channels_than_are_explained_are_refused(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from core.request import ControlUnit
 from training import encode
 from training.buckets import bucket_levels, fitting
 from training.data import DataConfig, Loader, read_pairs
+from training.texts import SizesTold
 
 WIDTH, HEIGHT = 120, 90
 
@@ -123,6 +124,23 @@ def test_random_crops_show_the_same_of_picture_condition_and_mask(folder: Path, 
     assert min(shares) >= round(1 / zoom, 3)
     assert [loader.view(pair) for pair in pairs] == [Loader(given).view(pair) for pair in read_pairs(given)]
     assert len({loader.view(pair) for pair in pairs}) == 24
+
+
+def test_sdxl_is_told_where_a_crop_lies_in_the_picture_that_is_shown(folder: Path) -> None:
+    given = config(folder, crops=6, zoom=2.0, flip=True)
+    pairs = read_pairs(given)
+    loader = Loader(given)
+    told = SizesTold({pair.picture: (WIDTH, HEIGHT) for pair in pairs}, pairs, loader)(range(len(pairs)))["time_ids"]
+    for pair, (high, wide, top, left, height, width) in zip(pairs, told.tolist(), strict=True):
+        assert (high, wide, height, width) == (HEIGHT, WIDTH, 64, 64)
+        picture_HWC = loader.picture(pair)  # whose ramps say which column and row is seen
+        columns_W = picture_HWC[..., 0].mean(axis=0) / 2
+        first = WIDTH - 1 - columns_W[0] if pair.mirrored else columns_W[0]
+        box = loader.placement(pair, WIDTH, HEIGHT).box
+        scale = 64 / (box[2] - box[0])
+        # the middle of the first pixel, and of one in the file; the ramp is flattened at its ends by half a pixel
+        assert left == pytest.approx((first + 0.5) * scale - 0.5, abs=2)
+        assert top == pytest.approx((picture_HWC[0, :, 1].mean() / 2 + 0.5) * scale - 0.5, abs=2)
 
 
 def test_a_mask_that_hides_all_is_refused(folder: Path) -> None:

@@ -24,6 +24,19 @@ def get(name: str) -> Format:
     return lookup(_all(), name, "dataset format")
 
 
+def only_condition(path: Path) -> str:
+    """What holds the conditions of a folder or file, where one thing alone may.
+
+    Raises:
+        BadRequest: it is of no known format, or nothing or several may be meant.
+    """
+    found = recognise(path).conditions(path)
+    if len(found) != 1:
+        which = f"has {', '.join(found)}" if found else "has nothing that may hold conditions: give extract=true and a kind to make them"
+        raise BadRequest(f"which conditions? give --condition NAME: dataset {str(path)!r} {which}")
+    return found[0]
+
+
 def recognise(path: Path) -> Format:
     """The format of a folder or file.
 

@@ -7,7 +7,7 @@ Source: lllyasviel/ControlNet, docs/train.md.
 
 from pathlib import Path
 
-from training.formats.rows import read_rows
+from training.formats.rows import picture_columns, read_rows
 from training.pairs import DataConfig, Format, Pair, Report
 
 PROMPTS = "prompt.json"
@@ -23,4 +23,9 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     return read_rows(config.folder / PROMPTS, config, ("target", "prompt"), report)
 
 
-FORMAT = Format("fill50k", recognises, read, f"DIR/{PROMPTS} with target, prompt and source")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`."""
+    return picture_columns(path / PROMPTS, "target")
+
+
+FORMAT = Format("fill50k", recognises, read, conditions, f"DIR/{PROMPTS} with target, prompt and source")

@@ -9,9 +9,8 @@ dataset's folder itself.
 from pathlib import Path
 
 from core.errors import BadRequest
-from training.pairs import DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
+from training.pairs import PICTURES, DataConfig, Format, Pair, Report, caption_of, columns_of, pair_of
 
-PICTURES = {".png", ".jpg", ".jpeg", ".webp"}
 USUAL = "images"
 
 
@@ -25,8 +24,8 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     home = config.folder / config.picture if config.picture else config.folder / USUAL
     if not config.picture and not home.is_dir():
         home = config.folder
-    pictures = _by_stem(home)
-    others = {name: _by_stem(config.folder / name) for name in columns_of(config)}
+    pictures = _by_stem(home, report)
+    others = {name: _by_stem(config.folder / name, report) for name in columns_of(config)}
     whole = set(pictures).intersection(*others.values())
     for name, files in others.items():
         for lonely, what in ((pictures.keys() - files.keys(), "condition"), (files.keys() - pictures.keys(), "picture")):
@@ -39,40 +38,70 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
                         f"the first is {min(lonely)!r}: files of a pair have the same name"
                     )
                 )
+    ending = "." + (config.caption or "txt").removeprefix(".")
+    silent = [] if config.template else [stem for stem in sorted(whole) if not _caption_file(pictures[stem], ending).is_file()]
+    if silent:
+        report(
+            BadRequest(
+                f"{len(silent)} of {len(whole)} pairs have no caption in a {ending} file beside the picture, "
+                f"the first is {str(pictures[silent[0]])!r}: write one, or give data.template for those without"
+            )
+        )
     pairs = []
-    for stem in sorted(whole):
+    for stem in sorted(whole.difference(silent)):
         try:
             sources = {name: files[stem] for name, files in others.items()}
-            pairs.append(pair_of(config, sources.__getitem__, pictures[stem], _caption(pictures[stem], config)))
+            pairs.append(pair_of(config, sources.__getitem__, pictures[stem], _caption(pictures[stem], ending, config)))
         except BadRequest as error:
             report(error)
     return pairs
 
 
-def _by_stem(folder: Path) -> dict[str, Path]:
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`: folders with pictures."""
+    return [
+        folder.name
+        for folder in sorted(path.iterdir())
+        if folder.is_dir() and folder.name != USUAL and any(map(_is_picture, folder.iterdir()))
+    ]
+
+
+def _by_stem(folder: Path, report: Report) -> dict[str, Path]:
+    """The pictures of a folder by what their names begin with; what is wrong with those names is reported."""
+    found: dict[str, Path] = {}
     try:
-        return {path.stem: path for path in sorted(folder.iterdir()) if _is_picture(path)}
+        for path in sorted(folder.iterdir()):
+            if _is_picture(path) and (other := found.setdefault(path.stem, path)) is not path:
+                report(BadRequest(f"{str(path)!r} and {other.name!r} have one name, so that either may be meant: rename or remove one"))
     except OSError as error:
         raise BadRequest(
             f"folder {str(folder)!r} cannot be read ({error.strerror}): data.picture and data.condition name folders"
         ) from None
+    return found
 
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURES
 
 
-def _caption(picture: Path, config: DataConfig) -> str:
-    file = picture.with_suffix(config.caption or ".txt")
+def _caption_file(picture: Path, ending: str) -> Path:
+    return picture.with_name(picture.stem + ending)
+
+
+def _caption(picture: Path, ending: str, config: DataConfig) -> str:
+    file = _caption_file(picture, ending)
     try:
-        values = {"text": file.read_bytes().decode().strip()} if file.is_file() else {}
+        values = {"text": file.read_bytes().decode("utf-8-sig").strip()} if file.is_file() else {}
     except UnicodeDecodeError as error:
         raise BadRequest(f"{str(file)!r} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
-    if not values and not config.template:
-        raise BadRequest(f"{str(picture)!r} has no caption {file.name!r} beside it: write one, or give data.template for those without")
     return caption_of(values, "text", config, picture.stem, str(file))
 
 
 FORMAT = Format(
-    "folders", recognises, read, "DIR/images/*.png with captions in *.txt, and DIR/<condition>/*.png of the same names", vague=True
+    "folders",
+    recognises,
+    read,
+    conditions,
+    "DIR/images/*.png with captions in *.txt, and DIR/<condition>/*.png of the same names",
+    vague=True,
 )

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from training.formats.rows import read_rows
+from training.formats.rows import picture_columns, read_rows
 from training.pairs import DataConfig, Format, Pair, Report
 
 
@@ -16,4 +16,9 @@ def read(config: DataConfig, report: Report) -> list[Pair]:
     return read_rows(config.folder, config, ("file_name", "text"), report)
 
 
-FORMAT = Format("jsonl", recognises, read, "FILE.jsonl with columns for picture, caption and condition")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`."""
+    return picture_columns(path, "file_name")
+
+
+FORMAT = Format("jsonl", recognises, read, conditions, "FILE.jsonl with columns for picture, caption and condition")

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.pairs import DataConfig, Pair, Report, caption_of, pair_of
+from training.pairs import PICTURES, DataConfig, Pair, Report, caption_of, pair_of
 
 
 def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Report) -> list[Pair]:
@@ -27,10 +27,21 @@ def read_rows(file: Path, config: DataConfig, usual: tuple[str, str], report: Re
     return pairs
 
 
+def picture_columns(file: Path, picture: str) -> list[str]:
+    """The columns of a file of JSON lines that name pictures in its first row, but for the one of that name; none if it cannot be read."""
+    try:
+        with file.open("rb") as lines:
+            row = json.loads(next(lines, b"").decode("utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return []
+    columns = row.items() if isinstance(row, dict) else ()
+    return [name for name, value in columns if name != picture and isinstance(value, str) and Path(value).suffix.lower() in PICTURES]
+
+
 def _pairs(line: bytes, where: str, given: tuple[Path, DataConfig, tuple[str, str]]) -> list[Pair]:
     folder, config, usual = given
     try:
-        text = line.decode().strip()
+        text = line.decode("utf-8-sig").strip()  # editors on Windows begin a file with a byte order mark
     except UnicodeDecodeError as error:
         raise BadRequest(f"{where} is not UTF-8 (byte {error.start}): save it as UTF-8") from None
     if not text:

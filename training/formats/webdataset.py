@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadRequest, unknown_name
-from training.formats.folders import PICTURES
-from training.pairs import DataConfig, Format, Pair, Piece, Report, caption_of, pair_of
+from training.pairs import PICTURES, DataConfig, Format, Pair, Piece, Report, caption_of, columns_of, pair_of
 
-PLAIN = tuple(suffix[1:] for suffix in PICTURES)
+PLAIN = tuple(ending[1:] for ending in PICTURES)
 
 
 def recognises(path: Path) -> bool:
@@ -57,7 +56,8 @@ def _samples(shard: Path) -> Iterator[tuple[str, dict[str, Piece]]]:
 
 
 def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) -> Pair:
-    picture = _piece(files, config.picture, where)
+    others = {name for name in columns_of(config) if name in files}
+    picture = _piece({end: file for end, file in files.items() if end not in others}, config.picture, where)
     values: dict[str, Any] = {}
     try:
         if "json" in files:
@@ -73,11 +73,31 @@ def _pair(where: str, name: str, files: dict[str, Piece], config: DataConfig) ->
 
 
 def _piece(files: dict[str, Piece], wanted: str, where: str) -> Piece:
-    """The file whose extension is wanted, its picture format left out or not; the plain picture where nothing is wanted."""
-    for extension in (wanted, *(f"{wanted}.{plain}" for plain in PLAIN)) if wanted else PLAIN:
-        if extension in files:
-            return files[extension]
-    raise BadRequest(f"{where}: {unknown_name('extension', wanted or 'jpg', files)}")
+    """The file whose extension is wanted, its picture format left out or not; the plain picture where nothing is wanted.
+
+    Raises:
+        BadRequest: there is none, or more than one.
+    """
+    if wanted in files:
+        return files[wanted]
+    found = [extension for plain in PLAIN if (extension := f"{wanted}.{plain}".lstrip(".")) in files]
+    if not found:
+        raise BadRequest(f"{where}: {unknown_name('extension', wanted or 'jpg', files)}")
+    if len(found) > 1:
+        raise BadRequest(
+            f"{where}: {' and '.join(found)} may each be the {wanted or 'picture'}: name its whole extension, as data.picture={found[0]}"
+        )
+    return files[found[0]]
 
 
-FORMAT = Format("webdataset", recognises, read, "DIR/*.tar with NAME.jpg, NAME.<condition>.png and NAME.txt")
+def conditions(path: Path) -> list[str]:
+    """See `Format.conditions`: endings of the first sample that name a picture besides its own."""
+    try:
+        shard = path if path.is_file() else min(path.glob("*.tar"))
+        _, files = next(_samples(shard), ("", {}))
+    except (tarfile.TarError, OSError):
+        return []
+    return [end.rpartition(".")[0] for end in files if "." in end and end.rpartition(".")[2] in PLAIN]
+
+
+FORMAT = Format("webdataset", recognises, read, conditions, "DIR/*.tar with NAME.jpg, NAME.<condition>.png and NAME.txt")
