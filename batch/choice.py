@@ -63,8 +63,7 @@ def draw_chosen(renderer: "Renderer", request: RenderRequest, gate: Gate, out: P
     """
     if not request.controls:
         raise BadRequest("--best-of and --min-fidelity choose by fidelity: give a --control to measure")
-    for unit in request.controls:
-        load(kind_of(unit)[0], settled(*kind_of(unit), request.model))
+    load_measures(request, request.model)
     most = max(gate.best_of, tries)
     for first in single(request, most):
         drawn: list[tuple[Picture, float]] = []
@@ -75,6 +74,16 @@ def draw_chosen(renderer: "Renderer", request: RenderRequest, gate: Gate, out: P
             drawn += [(picture, (time.perf_counter() - started) / len(pictures)) for picture in pictures]
             choice = choose([picture for picture, _ in drawn], gate.min_fidelity)
         yield [_written(one, i == choice.best and choice.passed, choice.scores[i], out) for i, one in _best_last(drawn, choice.best)]
+
+
+def load_measures(request: RenderRequest, model: str) -> None:
+    """Loads the networks that measure how faithful a request's pictures are; otherwise only what is loaded already measures.
+
+    Raises:
+        BadModel: one is missing, damaged or of another kind.
+    """
+    for unit in request.controls:
+        load(kind_of(unit)[0], settled(*kind_of(unit), model))
 
 
 def _following(request: RenderRequest, drawn: int, count: int) -> RenderRequest:

@@ -5,8 +5,10 @@ actor died. Actors are added as the cluster grows, up to one for each device it 
 """
 
 import contextlib
+import os
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from batch.crew import drained, most_held
@@ -23,8 +25,12 @@ SILENCE_S, LOCAL_SILENCE_S = 600.0, 120.0  # actors answer every second; after s
 class Actor:
     """What runs in an actor's process: a worker that answers with what happened."""
 
-    def __init__(self, open_drawer: Open, store: Store, number: int) -> None:
+    def __init__(self, open_drawer: Open, store: Store, folder: str, number: int) -> None:
+        """folder: that the driver works in, where relative paths begin; a machine that has none of that name keeps its own."""
         import queue
+
+        with contextlib.suppress(OSError):
+            os.chdir(folder)
 
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._worker = Worker(open_drawer, store, self._events.put, number=number)
@@ -50,6 +56,7 @@ class _Member:
     held: list[str] = field(default_factory=list)
     begun: list[str] = field(default_factory=list)
     waiting: list[Bundle] = field(default_factory=list)
+    here: bool = False  # it has answered; before that it may wait for a device that never comes
 
 
 class Cluster:
@@ -68,10 +75,11 @@ class Cluster:
             raise BadRequest("--ray needs Ray: install limn[cluster]") from None
         self._ray: Any = ray
         store = Folder(store.path.resolve()) if isinstance(store, Folder) else store
-        self._arguments, self._wanted = (open_drawer, store), actors
+        self._arguments, self._wanted = (open_drawer, store, str(Path.cwd())), actors
+        self._on_cpu = (getattr(open_drawer, "device", None) or "").partition(":")[0] == "cpu"
         options: dict[str, Any] = {"log_to_driver": False, "include_dashboard": False, "num_cpus": actors} if address == "local" else {}
         try:
-            ray.init(address=None if address == "local" else address, ignore_reinit_error=True, logging_level="ERROR", **options)
+            ray.init(address=address, ignore_reinit_error=True, logging_level="ERROR", **options)
         except Exception as error:  # noqa: BLE001 (Ray raises what it finds, a bare Exception among it)
             raise BadRequest(f"Ray at {address!r} cannot be reached ({' '.join(str(error).split())[:200]}): check the address") from None
         self._listening: dict[Any, _Member] = {}
@@ -82,11 +90,11 @@ class Cluster:
 
     @property
     def room(self) -> int:
-        return 0 if self._dropping else sum(max(0, most_held(self._largest) - len(member.held)) for member in self._members)
+        return 0 if self._dropping else sum(max(0, most_held(self._largest) - len(member.held)) for member in self._members if member.here)
 
     def give(self, bundle: Bundle) -> None:
         self._largest = max(self._largest, len(bundle.jobs))
-        member = min(self._members, key=lambda one: len(one.held))
+        member = min((one for one in self._members if one.here), key=lambda one: len(one.held))
         member.held += [job.key for job in bundle.jobs if job.key in bundle.wanted]
         member.waiting.append(bundle)
 
@@ -114,6 +122,7 @@ class Cluster:
                 for event in some:
                     self._note(member, event)
                 found += some
+                member.here = True
                 self._listen(member)
         return found
 
@@ -134,19 +143,23 @@ class Cluster:
             return
         self._next_look = time.monotonic() + GROW_EVERY_S
         has = self._ray.cluster_resources()
-        devices = int(has.get("GPU", 0)) or int(has.get("CPU", 1))
+        devices = self._gpus() or int(has.get("CPU", 1))
         while len(self._members) < max(1, self._wanted or devices):
             self._members.append(self._start(len(self._members)))
 
     def _start(self, number: int) -> _Member:
-        gpus = 1 if self._ray.cluster_resources().get("GPU") else 0
+        gpus = 1 if self._gpus() else 0
         remote = self._ray.remote(num_cpus=1, num_gpus=gpus, max_concurrency=4, max_restarts=0)(Actor)
         member = _Member(remote.remote(*self._arguments, number), number)
-        self._listen(member)
+        self._listen(member, 0.0)
         return member
 
-    def _listen(self, member: _Member) -> None:
-        self._listening[member.handle.listen.remote(1.0)] = member
+    def _gpus(self) -> int:
+        """GPUs of the cluster that are to compute."""
+        return 0 if self._on_cpu else int(self._ray.cluster_resources().get("GPU", 0))
+
+    def _listen(self, member: _Member, timeout_s: float = 1.0) -> None:
+        self._listening[member.handle.listen.remote(timeout_s)] = member
 
     def _note(self, member: _Member, event: Event) -> None:
         match event:

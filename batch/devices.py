@@ -60,7 +60,7 @@ def size_bytes(model: Path) -> int:
 
 def _gpus(device: str | None) -> int:
     """Accelerators to compute on: all of CUDA's, or the one that is told; MPS has one."""
-    if device == "cpu":
+    if device is not None and device.partition(":")[0] == "cpu":
         return 0
     import torch
 

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable
-from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from typing import Any
 
 import controls
@@ -24,12 +24,8 @@ class Extraction:
     """
 
     def __init__(self, processes: int = 0) -> None:
-        self._executor: Executor
-        if processes:
-            context = multiprocessing.get_context("spawn")
-            self._executor = ProcessPoolExecutor(processes, context, initializer=stay_with_parent)
-        else:
-            self._executor = ThreadPoolExecutor(1, thread_name_prefix="limn-extract")
+        self._processes = processes
+        self._executor = self._made()
         self._maps: OrderedDict[tuple[str, int, int, str], Future[Prepared]] = OrderedDict()
         self._lock = threading.Lock()
         self.extracted = 0
@@ -42,8 +38,12 @@ class Extraction:
                 self._future(unit, request.width, request.height, model)
 
     def __call__(self, unit: ControlUnit, width: int, height: int, *, model: str = "toyland") -> Prepared:
-        """As `controls.prepare.load_map`."""
-        return self._future(unit, width, height, model, here=not unit.ready and _learned(unit.kind)).result()
+        """As `controls.prepare.load_map`. What a process died over is given to another, once."""
+        here = not unit.ready and _learned(unit.kind)
+        try:
+            return self._future(unit, width, height, model, here=here).result()
+        except BrokenExecutor:
+            return self._future(unit, width, height, model, here=here).result()
 
     def close(self) -> None:
         """End the processes; what is waiting is given up."""
@@ -52,14 +52,30 @@ class Extraction:
     def _future(self, unit: ControlUnit, width: int, height: int, model: str, *, here: bool = False) -> Future[Prepared]:
         key = (unit.model_dump_json(exclude={"model", "weight", "start", "end", "mode", "layer_weights"}), width, height, model)
         with self._lock:
-            if key not in self._maps:
-                submit = _at_once if here else self._executor.submit
+            if key not in self._maps or _failed(self._maps[key]):  # a failure is not kept: the next try may find the file there
+                submit = _at_once if here else self._submit
                 self._maps[key] = submit(load_map, unit, width, height, model=model)
                 self.extracted += 1
                 while len(self._maps) > MAPS_KEPT:
                     self._maps.popitem(last=False)
             self._maps.move_to_end(key)
             return self._maps[key]
+
+    def _submit(self, work: Callable[..., Prepared], *arguments: Any, **more: Any) -> Future[Prepared]:
+        try:
+            return self._executor.submit(work, *arguments, **more)
+        except BrokenExecutor:  # a process of it has died, and with it all of them
+            self._executor = self._made()
+            return self._executor.submit(work, *arguments, **more)
+
+    def _made(self) -> Executor:
+        if not self._processes:
+            return ThreadPoolExecutor(1, thread_name_prefix="limn-extract")
+        return ProcessPoolExecutor(self._processes, multiprocessing.get_context("spawn"), initializer=stay_with_parent)
+
+
+def _failed(future: Future[Prepared]) -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)
 
 
 def _at_once(work: Callable[..., Prepared], *arguments: Any, **more: Any) -> Future[Prepared]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -9,6 +10,7 @@ import PIL.Image
 
 from batch.manifest import Manifest, Problem, Row
 from batch.rows import BadRow, request_of
+from batch.store import FAILED, REJECTED
 from controls.grammar import parse_control
 from core.errors import BadImage, BadRequest
 
@@ -19,26 +21,42 @@ _SMALLEST_PX, _LARGEST_PX = 64, 4096
 _ORIENTATION, _TURNED = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap width and height
 
 
-def read_folder(folder: Path, control: str, prompt_from: str | None, values: Mapping[str, Any], *, step_px: int = _STEP_PX) -> Manifest:
+@dataclass(frozen=True)
+class Canvas:
+    """What a model draws on. step_px: what sides are multiples of; width, height: where none are asked for."""
+
+    step_px: int = _STEP_PX
+    width: int = 128
+    height: int = 128
+
+
+def read_folder(
+    folder: Path, control: str, prompt_from: str | None, values: Mapping[str, Any], *, canvas: Canvas | None = None, out: Path | None = None
+) -> Manifest:
     """A row for every picture below `folder`, in the order of their paths.
 
     control: as `--control` without the file: `canny`, `depth,ready,weight=0.8`. prompt_from: `txt` for the text file beside each picture,
     `name` for its name, None for the prompt of `values`. values: the other fields. A picture is drawn in its control's proportions, with
-    as many pixels as width and height of `values` have. step_px: what sides are multiples of.
+    as many pixels as width and height of `values` have, else of the canvas. out: where pictures go; what lies below it is no control.
 
     Raises:
-        BadRequest: no picture, an unknown control, or none.
+        BadRequest: no picture, an unknown control, or none; pictures would go among those that they are drawn from.
     """
+    if out is not None and out.resolve() == folder.resolve():
+        raise BadRequest(f"folder {str(folder)!r}: the next run would take its pictures for control pictures; give another --out")
     if prompt_from not in (None, *PROMPTS):
         raise BadRequest(f"--prompt-from {prompt_from[:40]!r}: give txt (the text file beside each picture) or name; else use --prompt")
     template = parse_control(_with_file(control))
     found = Manifest()
-    width, height = int(values.get("width", 128)), int(values.get("height", 128))
-    for number, path in enumerate(_pictures(folder), 1):
+    canvas = canvas or Canvas()
+    pixels = _pixels(values, canvas)
+    for number, path in enumerate(_pictures(folder, out), 1):
         inside = path.relative_to(folder)
         try:
-            row = dict(values)
-            row["width"], row["height"] = sides(*_size(path), width * height, step_px)
+            if inside.parts[0] in (FAILED, REJECTED) and len(inside.parts) > 1:
+                raise BadRow(f"a batch keeps files of its own in {inside.parts[0]}/: rename the folder")
+            row = {key: value for key, value in values.items() if key != "size"}
+            row["width"], row["height"] = sides(*_size(path), pixels, canvas.step_px)
             if prompt_from is not None:
                 row["prompt"] = _prompt(path, prompt_from)
             request = request_of(row, Path())
@@ -63,9 +81,24 @@ def sides(width: int, height: int, pixels: int, step_px: int = _STEP_PX) -> tupl
     return fitted(width), fitted(height)
 
 
-def _pictures(folder: Path) -> Iterator[Path]:
+def _pixels(values: Mapping[str, Any], canvas: Canvas) -> int:
+    """How many are asked for, in either way of writing a size, or are the model's own."""
+    asked = request_of({key: values[key] for key in ("size", "width", "height") if key in values}, Path())
+    width, height = (getattr(asked, name) if name in asked.model_fields_set else getattr(canvas, name) for name in ("width", "height"))
+    return int(width * height)
+
+
+def _pictures(folder: Path, out: Path | None) -> Iterator[Path]:
+    own = None if out is None else out.resolve()
+    inside = own is not None and own.is_relative_to(folder.resolve())
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in SUFFIXES and path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts):
+        if (
+            path.suffix.lower() not in SUFFIXES
+            or not path.is_file()
+            or any(part.startswith(".") for part in path.relative_to(folder).parts)
+        ):
+            continue
+        if not (inside and own is not None and path.resolve().is_relative_to(own)):
             yield path
 
 

@@ -1,6 +1,6 @@
 """Products over every row: `seed=1..8`, `control.weight=0.5,0.75,1`, `canny.end=0.5,1`.
 
-A key is a field of the request, `control.KEY` for all controls, or `KIND.KEY` for those of a kind; KEY is a field of the control or one of
+A key is a column of a manifest, `control.KEY` for all controls, or `KIND.KEY` for those of a kind; KEY is a field of the control or one of
 its extractor's settings. Values are separated by commas, whole numbers may be given as FIRST..LAST; a value with a comma needs quotes.
 """
 
@@ -102,7 +102,10 @@ def _changed(request: RenderRequest, key: str, value: str) -> RenderRequest:
             width, height = parse_size(value)
             return build_request(given | {"width": width, "height": height})
         made = request_of({key: value}, Path())
-        return build_request(given | {name: getattr(made, name) for name in made.model_fields_set})
+        changes = {name: getattr(made, name) for name in made.model_fields_set}
+        if key not in RenderRequest.model_fields and "controls" in changes:  # of that kind; the others stay
+            changes["controls"] = (*(unit for unit in request.controls if unit.kind != key), *made.controls)
+        return build_request(given | changes)
     if not any(owner in ("control", unit.kind) for unit in request.controls):
         raise BadRequest(f"{key}: the row has no {owner if owner != 'control' else 'control'}")
     units: Iterable[ControlUnit] = [_unit(unit, inner, value) if owner in ("control", unit.kind) else unit for unit in request.controls]

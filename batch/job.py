@@ -7,6 +7,7 @@ them does; so a manifest that was edited, or a control that was redrawn, gives n
 import hashlib
 import json
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -65,6 +66,11 @@ class Job:
     line: int
     folder: str = ""
     min_fidelity: float = 0.0
+
+    @property
+    def chosen(self) -> bool:
+        """Whether its pictures are told apart by how faithful they are."""
+        return self.request.count > 1 or self.min_fidelity > 0.0
 
     @cached_property
     def name(self) -> str:
@@ -153,9 +159,10 @@ def _digest(path: Path | None, what: str) -> str | None:
     if path is None:
         return None
     try:
+        if not stat.S_ISREG(mode := path.stat().st_mode):  # a pipe or a device would be read for ever
+            kind = "folder" if stat.S_ISDIR(mode) else "device or a pipe"
+            raise BadImage(f"{what} {str(path)!r} is a {kind}: give the path of a picture")
         return sha256_file(path)
-    except IsADirectoryError:
-        raise BadImage(f"{what} {str(path)!r} is a folder: give the path of a picture") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise BadImage(f"{what} {str(path)!r} cannot be read ({reason.lower()}): check the path") from None

@@ -144,12 +144,13 @@ def rebuild(folder: Path) -> list[dict[str, Any]]:
 
 
 def write_rebuilt(folder: Path) -> int:
-    """Make the journal again from the files; how many events it has.
+    """Make the journal again from the files; how many events it has. The last run's line stays: no file says what was asked for.
 
     Raises:
         DiskFull, BadRequest: the folder cannot be written to.
     """
-    events = rebuild(folder)
+    runs = [event for event in read_journal(Folder(folder)) if event["event"] == "run"]
+    events = [*runs[-1:], *rebuild(folder)]
     Folder(folder).publish(JOURNAL, "".join(json.dumps(event, ensure_ascii=False) + "\n" for event in events).encode())
     return len(events)
 

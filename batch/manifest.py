@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from batch.rows import BadRow, check_keys, request_of, seen_from_here
+from batch.rows import BadRow, check_keys, given_over, request_of, seen_from_here
 from core.errors import BadRequest, UserError
 from core.request import RenderRequest
 
@@ -72,7 +72,7 @@ def read_manifest(path: Path, defaults: Mapping[str, Any] | None = None) -> Mani
     """Every row of a manifest. defaults: for what a row leaves out, as `batch.rows.seen_from_here` gives them.
 
     Raises:
-        BadRequest: the file cannot be read, is of another format, is empty, or names a column that is not known.
+        BadRequest: the file cannot be read, is of another format, is empty, or what holds for all of its rows is wrong.
     """
     reader = {".jsonl": _jsonl, ".csv": _csv, ".parquet": _parquet}.get(path.suffix.lower())
     if reader is None:
@@ -82,15 +82,11 @@ def read_manifest(path: Path, defaults: Mapping[str, Any] | None = None) -> Mani
         if isinstance(raw, _Broken):
             found.problems.append(raw.problem)
             continue
+        if raw.line == 1 and set(raw.values) == {"defaults"}:
+            given = given_over(given, _own_defaults(raw.values["defaults"], path))
+            continue
         try:
-            if raw.line == 1 and set(raw.values) == {"defaults"}:
-                own = raw.values["defaults"]
-                if not isinstance(own, dict):
-                    raise BadRow("defaults: give an object of columns and values", "defaults")
-                check_keys(own)
-                given = given | own
-                continue
-            request = request_of(_merged(given, raw.values), path.parent)
+            request = request_of(given_over(given, raw.values), path.parent)
             found.rows.append(Row(raw.line, request, columns=raw.columns))
         except BadRow as error:
             found.problems.append(Problem(raw.line, raw.columns.get(error.key or ""), str(error)))
@@ -121,16 +117,15 @@ def read_defaults(path: Path) -> dict[str, Any]:
         raise BadRequest(f"defaults {str(path)!r}: {error}") from None
 
 
-def _merged(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-    """A row over its defaults; `size` and `width` with `height` say the same thing, so the row's way of saying it wins."""
-    given = {key: value for key, value in values.items() if value not in (None, "")}
-    clashing: set[str] = set()
-    for some, others in ((("size",), ("width", "height")), (("width", "height"), ("size",))):
-        if any(key in given for key in some):
-            clashing.update(others)
-    for one, other in (("negative", "negative_prompt"), ("guidance", "guidance_scale"), ("lora", "loras")):
-        clashing |= {other} if one in given else {one} if other in given else set()
-    return {key: value for key, value in defaults.items() if key not in clashing} | given
+def _own_defaults(values: Any, path: Path) -> dict[str, Any]:
+    """What a JSONL file's first line gives to all rows; where it is wrong no row can be drawn as it was meant."""
+    try:
+        if not isinstance(values, dict):
+            raise BadRow("give an object of columns and values")
+        check_keys(values)
+    except BadRow as error:
+        raise BadRequest(f"manifest {str(path)!r}, line 1, defaults: {error}") from None
+    return values
 
 
 def _jsonl(path: Path) -> Iterator[_Raw | _Broken]:
@@ -143,6 +138,10 @@ def _jsonl(path: Path) -> Iterator[_Raw | _Broken]:
         try:
             values = json.loads(text, object_pairs_hook=_once, parse_constant=_no_constant)
         except json.JSONDecodeError as error:
+            if line == 1 and text.lstrip(" {").startswith('"defaults"'):  # to go on without it would draw all rows otherwise
+                raise BadRequest(
+                    f"manifest {str(path)!r}, line 1, column {error.colno}: defaults that are not JSON: {error.msg.lower()}"
+                ) from None
             yield _Broken(Problem(line, error.colno, f"not JSON: {error.msg.lower()}; write one object to a line"))
         except (ValueError, RecursionError) as error:
             yield _Broken(Problem(line, None, str(error)[:200]))
@@ -184,7 +183,8 @@ def _csv(path: Path) -> Iterator[_Raw | _Broken]:
             message = f"{len(cells)} cells for {len(names)} columns; a value with a comma needs quotes"
             yield _Broken(Problem(line, len(names) + 1, message))
         else:
-            yield _Raw(line, dict(zip(names, cells, strict=False)), {name: number for number, name in enumerate(names, 1)})
+            filled = {name: cell for name, cell in zip(names, cells, strict=False) if cell != ""}
+            yield _Raw(line, filled, {name: number for number, name in enumerate(names, 1)})
 
 
 def _parquet(path: Path) -> Iterator[_Raw | _Broken]:

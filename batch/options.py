@@ -21,7 +21,7 @@ def _option(name: str, text: str, group: str = _SHARED, **more: Any) -> Any:
 
 
 def _workers(text: str) -> str:
-    if text != AUTO and not (text.isascii() and text.isdigit() and int(text[:9]) <= MOST_WORKERS):
+    if text != AUTO and not (text.isascii() and text.isdigit() and len(text) < 9 and int(text) <= MOST_WORKERS):
         raise BadRequest(f"--workers {text[:20]!r}: give {AUTO}, or a number of processes up to {MOST_WORKERS}")
     return text
 
@@ -64,6 +64,8 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of words
 
 def refuse_misplaced(context: typer.Context, *, batch: bool) -> None:
     """Raises a `BadRequest` where an option of a batch was typed and there is none, or the other way round."""
+    if not batch and "://" in (out := str(context.params["out"])):
+        raise BadRequest(f"--out {out[:80]!r}: an address goes with a manifest or a folder; give a folder of this machine's")
     for name in sorted(_ONLY_SINGLE if batch else NAMES - _ALSO_SINGLE):
         if getattr(context.get_parameter_source(name), "name", "") == "COMMANDLINE":
             goes = "a single request: leave out SOURCE" if batch else "a manifest or a folder: write limn render SOURCE …"

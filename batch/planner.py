@@ -8,7 +8,7 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 from batch.job import Job
-from core.request import ROWS_OWN
+from core.request import ROWS_OWN, ControlUnit
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Bundle:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run will take. groups: sets of models and settings; pictures: distinct control pictures to extract."""
+    """What a run will take. groups: sets of models and settings; pictures: distinct maps to extract from control pictures."""
 
     jobs: int
     groups: int
@@ -48,9 +48,9 @@ def bundled(jobs: Sequence[Job], most: Callable[[Job], int], workers: int = 1) -
 
 def estimate(jobs: Sequence[Job]) -> Estimate:
     """What can be said before anything is drawn; a picture's file is taken to be two bytes a pixel."""
-    pictures = {(unit.image, unit.kind, job.request.width, job.request.height) for job in jobs for unit in job.request.controls}
+    asked = {(job.request.width, job.request.height, unit) for job in jobs for unit in map(_extracted, job.request.controls) if unit}
     pixels = sum(_pixels(job) for job in jobs)
-    return Estimate(len(jobs), len({group_of(job) for job in jobs}), len(pictures), pixels * 2 / 1e6)
+    return Estimate(len(jobs), len({group_of(job) for job in jobs}), len(asked), pixels * 2 / 1e6)
 
 
 def group_of(job: Job) -> Hashable:
@@ -78,6 +78,11 @@ def _drawn_alone(job: Job) -> bool:
 
 def _controls_of(job: Job) -> Hashable:
     return tuple((unit.image, unit.mask, unit.ready) for unit in job.request.controls)
+
+
+def _extracted(unit: ControlUnit) -> str:
+    """What decides a map that is extracted; nothing for one that is there already."""
+    return "" if unit.ready else unit.model_dump_json(include={"kind", "image", "params", "resize", "processor_px"})
 
 
 def _pixels(job: Job) -> float:

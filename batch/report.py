@@ -68,10 +68,11 @@ def summarise(store: Store) -> Summary:
             case "end":
                 started.clear()
     found.done = sorted((done.get(name, {"name": name, "time": 0.0}) for name in there), key=lambda event: float(event["time"]))
-    found.failed = list(read_failures(store, names).values())
+    last = found.runs[-1] if found.runs else {}
+    found.failed = list(read_failures(store, names - set(last.get("old_failures", ()))).values())
     found.flying = list(started.values())
-    found.orphans = len(found.runs[-1].get("orphans", ())) if found.runs else 0
-    found.total = int(found.runs[-1]["total"]) if found.runs else len(there) + len(found.failed)
+    found.orphans = len(there & set(last.get("orphans", ())))
+    found.total = int(last["total"]) if last else len(there) + len(found.failed)
     return found
 
 

@@ -18,6 +18,7 @@ from core.request import ControlUnit, RenderRequest, build_request
 SHORT: Final = {"size": "width and height", "negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
 _RENAMED = {"negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
 _PATHS = ("init_image", "mask")
+_TEXTS = ("prompt", "negative_prompt", "negative")  # which can be empty on purpose
 
 
 class BadRow(UserError):
@@ -51,7 +52,7 @@ def check_keys(keys: Iterable[str]) -> None:
 
 
 def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
-    """A row's request. folder: what the row's relative paths are relative to; a value of None or "" counts as not given.
+    """A row's request. folder: what the row's relative paths are relative to; None counts as not given, and "" but for texts.
 
     Paths and control units that are such already, not text, are taken as they are.
 
@@ -63,7 +64,7 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
     units: list[Any] = []
     kinds = _kinds()
     for key, value in row.items():
-        if value is None or value == "":
+        if _left_out(key, value):
             continue
         if isinstance(value, str) and any("\ud800" <= letter <= "\udfff" for letter in value):
             raise BadRow(f"{key} = {shortened(value)}: half a character; save the manifest as UTF-8", key)
@@ -77,7 +78,9 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
             elif key in ("lora", "loras"):
                 values["loras"] = [parse_lora(item) if isinstance(item, str) else item for item in _listed(value, key)]
             elif key == "hires":
-                values[key] = {"scale": value} if not isinstance(value, dict) else value
+                values[key] = value if isinstance(value, dict) else parse_hires(str(value))
+            elif key == "inversion":
+                values[key] = {"prompt": value} if isinstance(value, str) else value
             elif key in _PATHS:
                 values[key] = value if isinstance(value, Path) else placed(Path(str(value)), folder)
             else:
@@ -94,6 +97,42 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
         raise BadRow(message, _column(field, row)) from None
 
 
+def given_over(defaults: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values with defaults for what they leave out, however either is written: `size` is `width` and `height`, `negative` a short form.
+
+    Of the defaults' `controls` those go whose kind the values name themselves.
+    """
+    given = {key: value for key, value in values.items() if not _left_out(key, value)}
+    under = {key: value for key, value in defaults.items() if not _left_out(key, value)}
+    if "size" in given:
+        under.pop("width", None)
+        under.pop("height", None)
+    elif "size" in under and ("width" in given or "height" in given):
+        try:
+            width, height = parse_size(str(under.pop("size")))
+        except BadRequest as error:
+            raise BadRow(str(error), "size") from None
+        under = {"width": width, "height": height} | under
+    for short, whole in _RENAMED.items():
+        if short in given or whole in given:
+            under.pop(short, None)
+            under.pop(whole, None)
+    if isinstance(units := under.get("controls"), list):
+        under["controls"] = [unit for unit in units if _kind_of(unit) not in given]
+    return under | given
+
+
+def _left_out(key: str, value: Any) -> bool:
+    return value is None or (value == "" and key not in _TEXTS)
+
+
+def _kind_of(unit: Any) -> str:
+    """The kind of a control as `controls` lists it: a unit, its fields, or `--control`'s text."""
+    if isinstance(unit, ControlUnit):
+        return unit.kind
+    return str(unit.get("kind")) if isinstance(unit, Mapping) else str(unit).partition("=")[0].strip()
+
+
 def seen_from_here(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """A row whose paths and control units are no longer relative to `folder`.
 
@@ -102,7 +141,7 @@ def seen_from_here(row: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     fixed = dict(row)
     for key, value in row.items():
-        if value in (None, ""):
+        if _left_out(key, value):
             continue
         if key in _PATHS:
             fixed[key] = request_of({"init_image": value}, folder).init_image
@@ -127,6 +166,21 @@ def parse_size(text: str) -> tuple[int, int]:
     if not (cross and width.isascii() and width.isdigit() and height.isascii() and height.isdigit()):
         raise BadRequest(f"size {text[:40]!r}: write WIDTHxHEIGHT in pixels, as in 128x128")
     return int(width[:9]), int(height[:9])
+
+
+def parse_hires(text: str) -> dict[str, str]:
+    """`2`, or `scale=2,steps=10`, as a second pass's values.
+
+    Raises:
+        BadRequest: it is written otherwise.
+    """
+    if "=" not in text:
+        return {"scale": text}
+    items = [item.partition("=") for item in text.split(",")]
+    found = {key.strip(): value for key, _, value in items}
+    if len(found) < len(items) or not all(equals for _, equals, _ in items):
+        raise BadRequest(f"hires {text[:60]!r}: write its scale, or KEY=VALUE,… with each key once")
+    return found
 
 
 def parse_lora(text: str) -> dict[str, Any]:

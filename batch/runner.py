@@ -13,13 +13,11 @@ from batch.journal import Journal, fidelity_of, open_journal, read_journal
 from batch.lock import locked
 from batch.planner import Bundle, bundled
 from batch.report import write_report
-from batch.store import Folder, Store, failure_name, pictures, read_failures
+from batch.store import FAILED, Folder, Store, failure_name, pictures, read_failures
 from batch.work import Open, OpenRenderer
 from core.errors import BadImage, BadRequest
 from core.provenance import read_record
 from renderer import together
-
-MOST_ORPHANS_NAMED = 1000
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,27 @@ class Settings:
 
 @dataclass(frozen=True)
 class Found:
-    """What a store holds of the jobs. there: done; failed: recorded as failed; orphans: pictures that no job asks for."""
+    """What a store holds of the jobs. there: done; failed: recorded as failed; orphans: pictures that no job asks for.
+
+    old_failures: records of jobs that nobody asks for; overcome: of jobs whose pictures are there all the same.
+    """
 
     there: frozenset[str]
     failed: frozenset[str]
     orphans: tuple[str, ...]
+    old_failures: tuple[str, ...] = ()
+    overcome: tuple[str, ...] = ()
 
 
 def look(jobs: Sequence[Job], names: Set[str]) -> Found:
     """Which jobs are done, by the files there are."""
     there = frozenset(job.key for job in jobs if job.name in names)
     failed = frozenset(job.key for job in jobs if job.key not in there and failure_name(job.name) in names)
-    return Found(there, failed, tuple(sorted(pictures(set(names)) - {job.name for job in jobs})))
+    asked = {job.name for job in jobs}
+    recorded = {name for name in names if name.startswith(f"{FAILED}/")}
+    overcome = {failure_name(job.name) for job in jobs if job.key in there} & recorded
+    old = recorded - {failure_name(name) for name in asked}
+    return Found(there, failed, tuple(sorted(pictures(set(names)) - asked)), tuple(sorted(old)), tuple(sorted(overcome)))
 
 
 def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show, stop: Stop | None = None) -> tuple[Tally, Found]:
@@ -73,6 +80,8 @@ def run_batch(jobs: Sequence[Job], store: Store, settings: Settings, show: Show,
             store.sweep()
         names = store.names()
         found = look(jobs, names)
+        for name in found.overcome:  # a run was killed between the picture and this
+            store.remove(name)
         skipped = found.there if settings.retry_failed else found.there | found.failed
         waiting = [bundle for bundle in plan(jobs, settings, skipped) if bundle.wanted]
         tally = Tally(len(jobs), there=len(found.there), failed_before=0 if settings.retry_failed else len(found.failed))
@@ -109,9 +118,10 @@ def plan(jobs: Sequence[Job], settings: Settings, skipped: Set[str] = frozenset(
     return [Bundle(some, frozenset(job.key for job in some if job.key not in skipped)) for some in bundles]
 
 
-def failures(store: Store) -> list[str]:
-    """A line for each job that failed."""
-    return [f"line {found.get('line', '?')}: {found.get('error', '')}" for found in read_failures(store, store.names()).values()]
+def failures(store: Store, jobs: Sequence[Job]) -> list[str]:
+    """A line for each of the jobs that failed."""
+    found = read_failures(store, store.names() & {failure_name(job.name) for job in jobs})
+    return [f"line {values.get('line', '?')}: {values.get('error', '')}" for values in found.values()]
 
 
 def _gathered(settings: Settings, store: Store, bundles: int, stop: Stop) -> Crew | None:
@@ -144,7 +154,7 @@ def _note_start(journal: Journal, store: Store, jobs: Sequence[Job], found: Foun
     """The run's own line, and a line for every picture of which the journal has not heard: it was killed between the two."""
     heard = {event.get("name") for event in read_journal(store) if event["event"] == "done"}
     values = {"total": len(jobs), "there": len(found.there), "failed": len(found.failed), "command": settings.command}
-    journal.write("run", **values, orphans=list(found.orphans[:MOST_ORPHANS_NAMED]))
+    journal.write("run", **values, orphans=list(found.orphans), old_failures=list(found.old_failures))
     for job in jobs:
         if job.key in found.there and job.name not in heard:
             journal.write("done", key=job.key, name=job.name, line=job.line, seconds=None, fidelity=_fidelity(store, job))

@@ -8,7 +8,7 @@ import contextlib
 import json
 import math
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,12 @@ from batch.store import Folder, pictures
 from batch.work import Drawer, OpenRenderer
 from core import terminal
 from core.control import Image
-from core.errors import BadImage, BadRequest, UserError
+from core.errors import BadRequest, LimnError, UserError
 from core.images import decode
 from core.provenance import Record, read_record
 from core.request import ROWS_OWN, RenderRequest
 from pipelines.opening import Opening
-from renderer import Picture
+from renderer import Picture, Renderer
 
 DIFFERENT = 3  # exit code
 RECORDS_HELD = 512  # read before the first of them is drawn, so that what was drawn together is found
@@ -82,9 +82,15 @@ def judge(paths: Sequence[Path], model: str | None = None, opening: Opening | No
             except UserError as error:
                 yield Verdict(path, False, error=str(error))
         if records:
-            drawer = drawer or OpenRenderer(next(iter(records.values())).request.model, **(opening or Opening()).arguments)(0)
+            drawer = drawer or _drawer(opening or Opening())
             for some in redrawings(records):
                 yield from _judge_together(some, records, drawer)
+
+
+def _drawer(opening: Opening) -> Drawer:
+    """A renderer with nothing loaded, for every record names its model, and one that is missing is no other picture's fault."""
+    device = OpenRenderer(device=opening.device).device_of(0)
+    return Renderer(replace(opening, device=device).engine(), "toyland")
 
 
 def _with_model(record: Record, model: str | None) -> Record:
@@ -126,7 +132,7 @@ def _judge_together(paths: Mapping[int, Path], records: Mapping[Path, Record], d
                 # A row's bits depend on how many rows there are and on which of them it is, not on what lies in the others.
                 requests = [records[paths.get(row, paths[min(paths)])].request for row in range(rows)]
                 again = {row: pictures[0] for row, pictures in enumerate(drawer.render_many(requests)) if row in paths}
-    except UserError as error:
+    except LimnError as error:
         if len(paths) > 1:
             for row, path in paths.items():
                 yield from _judge_together({row: path}, records, drawer)
@@ -199,17 +205,9 @@ def psnr_db(first_HWC: Image, second_HWC: Image) -> float | None:
 def _pictures(paths: Sequence[Path]) -> Iterator[Path]:
     for path in paths:
         if path.is_dir():
-            yield from (path / name for name in sorted(pictures(Folder(path).names())) if _ours(path / name))
+            yield from (path / name for name in sorted(pictures(Folder(path).names())))
         else:
             yield path
-
-
-def _ours(path: Path) -> bool:
-    try:
-        read_record(path)
-    except (BadImage, BadRequest):
-        return False
-    return True
 
 
 def _values(verdict: Verdict) -> dict[str, Any]:

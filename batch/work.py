@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
-from batch.choice import choose
+from batch.choice import choose, load_measures
 from batch.extraction import Extraction
 from batch.job import Job
 from batch.journal import fidelity_of
@@ -58,10 +58,15 @@ class OpenRenderer:
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        device = self.device
-        if device in (None, "cuda") and torch.cuda.device_count() > 1:
-            device = f"cuda:{number % torch.cuda.device_count()}"
-        return Renderer.open(self.model, device, self.dtype, memory=self.memory)
+        return Renderer.open(self.model, self.device_of(number), self.dtype, memory=self.memory)
+
+    def device_of(self, number: int) -> str | None:
+        """Where worker `number` computes: of several GPUs on one of its own, unless one was named."""
+        import torch
+
+        if self.device in (None, "cuda") and torch.cuda.device_count() > 1:
+            return f"cuda:{number % torch.cuda.device_count()}"
+        return self.device
 
 
 Open: TypeAlias = Callable[[int], Drawer]
@@ -164,6 +169,9 @@ class Worker:
         """Draws jobs together, or where that cannot be, those that are wanted each by itself."""
         started = time.perf_counter()
         try:
+            for job in jobs:
+                if job.chosen:
+                    load_measures(job.request, job.request.model if "model" in job.request.model_fields_set else self._model)
             drawn = drawer.render_many([job.request for job in jobs], cancelled=self._cancelled.is_set)
         except Cancelled:
             for job in wanted:

@@ -58,6 +58,10 @@ def choose_place(device: str | None = None, dtype: str | None = None) -> Place:
         chosen = torch.device(device or here[0])
     except RuntimeError:
         raise BadRequest(f"device {device!r} is not a device's name: use one of {', '.join(here)}") from None
+    if kind == "cpu":
+        chosen = torch.device("cpu")  # which has no numbers
+    elif kind == "cuda" and (chosen.index or 0) >= torch.cuda.device_count():
+        raise BadRequest(f"device {device!r} is not on this machine: it has {torch.cuda.device_count()}, counted from cuda:0")
     return Place(chosen, _DTYPES[dtype or ("float32" if kind == "cpu" else "float16")], by_default=dtype is None)
 
 

@@ -77,6 +77,17 @@ class Opening:
 
         return Memory.asked(vars(self))
 
+    @property
+    def on_cpu(self) -> bool:
+        """Whether the CPU was asked for."""
+        return (self.device or "").partition(":")[0] == "cpu"
+
+    @property
+    def rounding(self) -> tuple[str, ...]:
+        """What was asked for that changes pictures, by its names."""
+        memory = self.memory
+        return (*(memory.rounding if memory else ()), *(() if self.dtype is None else (self.dtype,)))
+
     def engine(self) -> "Engine":
         """An engine with nothing loaded.
 

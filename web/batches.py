@@ -52,7 +52,7 @@ class Batch:
     def __init__(self, service: Service, key: str, found: Manifest, folder: Path) -> None:
         self.service, self.key, self.folder = service, key, folder
         self._visitor = f"batch {key}"
-        made = make_jobs(found.rows, Doctor(service.model, fetch=False))
+        made = make_jobs(found.rows, Doctor(service.model, fetch=False, rounding=service.opening.rounding))
         if len(made.jobs) > MOST_PICTURES:
             raise BadRequest(f"{len(made.jobs)} pictures, over the page's limit of {MOST_PICTURES}: draw them with 'limn render MANIFEST'")
         self.jobs = made.jobs

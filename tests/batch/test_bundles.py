@@ -203,4 +203,5 @@ def test_workers_by_the_machine() -> None:
     huge = devices(AUTO, weights_bytes=10**15)
     assert huge.gpu or huge.workers == 0, "models of which memory holds one are drawn with in this process"
     assert not devices(AUTO, device="cpu").gpu
+    assert devices(AUTO, device="cpu:0") == devices(AUTO, device="cpu")
     assert devices(AUTO, device="cuda:1") == Devices(workers=0, threads=None, gpu=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
+from safetensors.numpy import save_file
 
 import cli
 from batch.store import Folder, pictures
@@ -14,7 +15,7 @@ from batch.verify import compare, judge, psnr_db
 from core.images import decode
 from core.provenance import read_record, write_picture
 from renderer import Picture, Renderer
-from tests import tinymodels
+from tests import tinymodels, tinymodels_flux
 
 SMALL = ["--size", "64x64", "--steps", "2"]
 
@@ -107,11 +108,87 @@ def test_options_that_do_not_go_together(work: Path, capsys: pytest.CaptureFixtu
         (["-p", "x", "--grid", "seed=1"], "goes with a manifest"),
         (["maps", "--prompt", "x"], "with one --control"),
         (["maps", "--control", "canny"], "--prompt-from txt or name"),
+        (["-p", "x", "--out", "s3://bucket/run"], "an address goes with a manifest"),
         (["jobs.jsonl", "--control", "canny"], "not with a manifest"),
         (["jobs.txt"], ".jsonl, .csv, .parquet"),
+        (["jobs.jsonl", "--out", "s3://bucket/run", "--min-free-gb", "5"], "cannot be known"),
     ):
         assert cli.run(["render", *arguments]) == 2
         assert words in capsys.readouterr().err
+
+
+def test_what_the_model_cannot_draw_is_found_before_anything_is_drawn(
+    work: Path, models: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    flux = tinymodels_flux.build_base(work / "flux")
+    (work / "text.safetensors").write_text("no weights")
+    rows = [
+        {"prompt": "x", "width": 64},
+        {"prompt": "x", "width": 72, "model": str(flux)},
+        {"prompt": "y", "model": "text.safetensors"},
+        {"prompt": "x", "scribble": "photo.png"},
+        {"prompt": "x", "canny": f"photo.png,model={flux}"},
+        {"prompt": "z", "true_cfg_scale": 3},
+        {"prompt": "z", "width": 72, "model": str(flux)},
+    ]
+    (work / "jobs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 2
+    said = capsys.readouterr().err
+    assert "line 2, column 17: width = 72: this model draws in cells of 16 pixels" in said
+    assert "6 bad rows" in said
+    assert all(f"line {line}" in said for line in range(2, 8))
+    assert not (work / "out").exists()
+
+
+def test_a_typed_model_wins_over_that_of_the_defaults(work: Path, models: Path, model: list[str]) -> None:
+    (work / "jobs.jsonl").write_text('{"prompt": "x"}')
+    (work / "defaults.yaml").write_text("model: nothing-of-this-name.safetensors\n")
+    assert cli.run(["render", "jobs.jsonl", "--defaults", "defaults.yaml", "--out", "out", *model, *SMALL]) == 0
+    assert {read_record(work / "out" / name).request.model for name in names("out")} == {str(models / "base")}
+    assert cli.run(["render", "jobs.jsonl", "--defaults", "defaults.yaml", "--out", "out", *SMALL]) == 2
+
+
+def test_other_numbers_are_other_jobs(work: Path, model: list[str]) -> None:
+    (work / "jobs.jsonl").write_text('{"prompt": "x"}')
+    for count, more in ((1, []), (2, ["--dtype", "bfloat16"]), (2, ["--dtype", "bfloat16"]), (2, [])):
+        assert cli.run(["render", "jobs.jsonl", "--out", "out", "--device", "cpu", *more, *model, *SMALL]) == 0
+        assert len(names("out")) == count
+    assert {read_record(work / "out" / name).dtype for name in names("out")} == {"float32", "bfloat16"}
+
+
+def test_a_textual_inversion_that_changed_is_another_job_where_it_is_named(work: Path, model: list[str]) -> None:
+    (work / "embeddings").mkdir()
+    (work / "jobs.jsonl").write_text('{"prompt": "a zork on grass"}\n{"prompt": "a cube"}\n')
+    for number, count in ((1, 2), (1, 2), (2, 3)):
+        vectors = np.random.default_rng(number).standard_normal((2, 32)).astype(np.float32)
+        save_file({"emb_params": vectors}, work / "embeddings" / "zork.safetensors")
+        assert cli.run(["render", "jobs.jsonl", "--out", "out", "--workers", "0", *model, *SMALL]) == 0
+        assert len(names("out")) == count
+
+
+@pytest.mark.parametrize("more", [["--device", "tpu"], ["--dtype", "float8"], ["--offload", "grup"]])
+def test_what_cannot_be_had_is_said_before_anything_is_made(work: Path, model: list[str], more: list[str]) -> None:
+    (work / "jobs.jsonl").write_text('{"prompt": "x"}')
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", *more, *model, *SMALL]) == 2
+    assert not (work / "out").exists()
+
+
+def test_a_gate_wants_something_to_measure(work: Path, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    (work / "jobs.jsonl").write_text('{"prompt": "x"}\n')
+    for more in (["--best-of", "2"], ["--min-fidelity", "0.9"]):
+        assert cli.run(["render", "jobs.jsonl", "--out", "out", *more, *model, *SMALL]) == 2
+        assert "choose by fidelity" in capsys.readouterr().err
+    (work / "jobs.jsonl").write_text('{"prompt": "x"}\n{"prompt": "x", "canny": "photo.png"}\n')
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", "--best-of", "2", *model, *SMALL]) == 0
+    assert "1 picture without a control to measure" in capsys.readouterr().err
+
+
+def test_a_gate_loads_what_measures(work: Path, model: list[str]) -> None:
+    """As for a single request: a network that is not here fails the job; it does not pass unmeasured."""
+    (work / "jobs.jsonl").write_text('{"prompt": "x", "depth": "depth.png,ready,estimator=none-here.onnx"}')
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 0
+    assert cli.run(["render", "jobs.jsonl", "--out", "gated", "--min-fidelity", "0.99", *model, *SMALL]) == 3
+    assert not names("gated")
 
 
 def test_status_and_report(work: Path, model: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -174,7 +251,7 @@ def test_verify_with_a_model_that_has_moved(work: Path, models: Path, model: lis
 
 def test_workers_are_a_number_or_auto(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (work / "jobs.jsonl").write_text("{}")
-    for text in ("many", "-1", "1000", "1.5"):
+    for text in ("many", "-1", "1000", "1.5", "00000000099999"):
         assert cli.run(["render", "jobs.jsonl", "--workers", text]) == 2
         assert "give auto, or a number of processes up to 256" in capsys.readouterr().err
 
@@ -184,3 +261,18 @@ def test_psnr_is_its_closed_form() -> None:
     assert psnr_db(black, grey) == pytest.approx(20 * np.log10(255 / 51))
     assert psnr_db(black, black) is None
     assert psnr_db(black, grey[:2]) is None
+
+
+def test_verify_goes_on_past_what_is_missing_or_damaged(
+    work: Path, models: Path, model: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(models, work / "gone")
+    (work / "jobs.jsonl").write_text('{"prompt": "x", "model": "gone/base"}\n{"prompt": "y"}\n')
+    assert cli.run(["render", "jobs.jsonl", "--out", "out", *model, *SMALL]) == 0
+    shutil.rmtree(work / "gone")
+    (work / "out" / "limn-000000000000-0.png").write_bytes((work / "out" / min(names("out"))).read_bytes()[:500])
+    capsys.readouterr()
+    assert cli.run(["verify", "out", "--json"]) == 3
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sorted(value["equal"] for value in found) == [False, False, True]
+    assert all(value["error"] for value in found if not value["equal"])

@@ -7,11 +7,16 @@ import numpy as np
 import PIL.Image
 import pytest
 
-from batch.folders import read_folder, sides
+from batch import commands
+from batch.folders import Canvas, read_folder, sides
 from batch.grids import parse_axis, vary
+from batch.job import Job
 from batch.manifest import Manifest, Row
+from batch.planner import estimate
+from batch.work import OpenRenderer
 from core.errors import BadRequest
 from core.request import ControlUnit, RenderRequest
+from tests import tinymodels_flux
 
 
 def save(path: Path, width: int, height: int, **more: Any) -> Path:
@@ -33,6 +38,43 @@ def test_subfolders_and_proportions_are_kept(tmp_path: Path) -> None:
     assert (rows["a.jpg"].request.width, rows["a.jpg"].request.height) == (104, 160)
     assert rows["b.png"].request.controls[0].params == {"low": 80}
     assert rows["b.png"].request.steps == 5
+
+
+@pytest.mark.parametrize(
+    ("values", "canvas", "size"),
+    [
+        ({"size": "96x96"}, None, (120, 80)),
+        ({"width": 96, "height": 96}, None, (120, 80)),
+        ({}, Canvas(16, 1024, 1024), (1248, 832)),
+        ({"size": "512x512"}, Canvas(32, 1024, 1024), (640, 416)),
+        ({"width": 512}, Canvas(8, 1024, 1024), (888, 592)),
+    ],
+)
+def test_as_many_pixels_as_were_asked_for_or_the_model_is_made_for(
+    tmp_path: Path, values: dict[str, Any], canvas: Canvas | None, size: tuple[int, int]
+) -> None:
+    save(tmp_path / "a.png", 300, 200)
+    request = read_folder(tmp_path, "canny", None, {"prompt": "p"} | values, canvas=canvas).rows[0].request
+    assert (request.width, request.height) == size
+
+
+def test_pictures_that_a_batch_drew_are_no_controls_of_the_next(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", 64, 64)
+    save(tmp_path / "out" / "limn-0123456789ab-0.png", 64, 64)
+    found = read_folder(tmp_path, "canny", None, {"prompt": "p"}, out=tmp_path / "deep" / ".." / "out")
+    assert [row.request.controls[0].image.name for row in found.rows] == ["a.png"]
+    with pytest.raises(BadRequest, match="give another --out"):
+        read_folder(tmp_path, "canny", None, {"prompt": "p"}, out=tmp_path / "out" / "..")
+
+
+@pytest.mark.parametrize("name", ["failed", "rejected"])
+def test_a_folder_called_as_one_of_a_batch_is_a_problem(tmp_path: Path, name: str) -> None:
+    """Its pictures would count as neither done nor left."""
+    save(tmp_path / name / "a.png", 64, 64)
+    save(tmp_path / "b" / name / "a.png", 64, 64)
+    found = read_folder(tmp_path, "canny", None, {"prompt": "p"})
+    assert [row.folder for row in found.rows] == [f"b/{name}"]
+    assert "rename the folder" in str(found.problems[0])
 
 
 def test_a_turned_photograph_is_measured_as_it_is_seen(tmp_path: Path) -> None:
@@ -92,6 +134,22 @@ def test_a_grid_is_a_product_over_every_row() -> None:
     assert "steps" not in found.rows[0].request.model_fields_set, "what nobody set is still left to the model"
 
 
+def test_a_grid_over_a_kind_leaves_the_other_controls() -> None:
+    units = (ControlUnit(kind="canny", image=Path("a.png")), ControlUnit(kind="depth", image=Path("d.png"), ready=True))
+    found = vary(
+        Manifest(rows=[Row(1, RenderRequest(controls=units)), Row(2, RenderRequest())]), [parse_axis('canny="x.png,low=50",y.png')]
+    )
+    made = [sorted((unit.kind, unit.image.name) for unit in row.request.controls) for row in found.rows]
+    assert made == [
+        [("canny", "x.png"), ("depth", "d.png")],
+        [("canny", "y.png"), ("depth", "d.png")],
+        [("canny", "x.png")],
+        [("canny", "y.png")],
+    ]
+    whole = vary(Manifest(rows=[Row(1, RenderRequest(controls=units))]), [parse_axis("controls=pose=p.png")])
+    assert [unit.kind for unit in whole.rows[0].request.controls] == ["pose"]
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -114,3 +172,25 @@ def test_a_grid_value_out_of_range_is_a_problem_of_the_row() -> None:
     assert str(found.problems[0]).startswith("line 4: grid: steps = '0'")
     with pytest.raises(BadRequest, match="over the limit"):
         vary(Manifest(rows=[Row(1, RenderRequest())] * 2), [parse_axis("seed=1..600000")])
+
+
+def test_a_model_s_own_size_and_cells_count(tmp_path: Path) -> None:
+    base = str(tinymodels_flux.build_base(tmp_path / "base"))
+    canvas = commands._Drawn(base, "out").canvas(fetch=False)
+    assert (canvas.step_px, canvas.width, canvas.height) == (16, 1024, 1024)
+    jobs = [Job("0" * 64, RenderRequest(), 1), Job("1" * 64, RenderRequest(width=64, height=64), 2)]
+    sizes = [job.request.width for job in commands._sized(jobs, OpenRenderer(base))]
+    assert sizes == [1024, 64]
+
+
+def test_maps_are_counted_as_they_are_extracted() -> None:
+    """A finished map is not extracted, other settings or another size make another map, a weight does not."""
+    unit = ControlUnit(kind="canny", image=Path("a.png"))
+    units = [
+        unit,
+        unit.model_copy(update={"weight": 0.5}),
+        unit.model_copy(update={"params": {"low": 50}}),
+        unit.model_copy(update={"ready": True}),
+    ]
+    requests = [*(RenderRequest(controls=(one,)) for one in units), RenderRequest(controls=(unit,), width=64)]
+    assert estimate([Job(str(i), request, i) for i, request in enumerate(requests)]).pictures == 3

@@ -47,6 +47,20 @@ def test_two_controls_of_a_kind_and_whole_units(tmp_path: Path) -> None:
     assert request.controls[2].mask == tmp_path / "m.png"
 
 
+def test_a_second_pass_and_an_inversion_are_written_as_on_the_command_line(tmp_path: Path) -> None:
+    """So that a cell of a CSV file can hold them."""
+    request = request_of({"hires": "scale=1.5,steps=7"}, tmp_path)
+    assert request.hires is not None
+    assert (request.hires.scale, request.hires.steps) == (1.5, 7)
+    assert request_of({"hires": 2}, tmp_path).hires == request_of({"hires": "2"}, tmp_path).hires
+    inversion = request_of({"inversion": "a cat", "init_image": "a.png"}, tmp_path).inversion
+    assert inversion is not None
+    assert inversion.prompt == "a cat"
+    for wrong in ("scale=2,7", "scale=2,scale=3", "scale=2,step=3"):
+        with pytest.raises(BadRow, match="hires"):
+            request_of({"hires": wrong}, tmp_path)
+
+
 def test_mask_is_the_request_s_own_and_not_a_control(tmp_path: Path) -> None:
     request = request_of({"init_image": "a.png", "mask": "b.png"}, tmp_path)
     assert request.mask == tmp_path / "b.png"

@@ -16,8 +16,8 @@ from batch.lock import holder, locked
 from batch.manifest import Row
 from batch.planner import Bundle, ordered
 from batch.report import _throughput, summarise
-from batch.runner import Settings, run_batch
-from batch.store import Folder, open_store, pictures, read_failures
+from batch.runner import Settings, failures, run_batch
+from batch.store import Folder, failure_name, open_store, pictures, read_failures
 from batch.work import Begun, Event, Outcome, Worker
 from core.errors import BadRequest, LimnError
 from core.provenance import read_record
@@ -112,6 +112,17 @@ def test_a_missing_control_in_row_700_is_found_before_anything_is_drawn(picture:
     assert "missing.png' cannot be read" in str(found.problems[0])
 
 
+@pytest.mark.parametrize(
+    ("name", "words"), [("folder", "is a folder"), ("pipe", "is a device or a pipe"), ("/dev/zero", "is a device or a pipe")]
+)
+def test_what_is_no_file_is_not_read_for_ever(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    unit = ControlUnit(kind="canny", image=tmp_path / name)
+    (problem,) = make_jobs([Row(1, RenderRequest(controls=(unit,)))], NothingToKnow()).problems
+    assert words in str(problem)
+
+
 def test_failures_are_recorded_and_tried_again_when_told(tmp_path: Path) -> None:
     some = [*requests(4), RenderRequest(prompt="fail", width=64, height=64)]
     tally = run(tmp_path, jobs_of(some), limits=Limits(retries=2))
@@ -177,6 +188,13 @@ def test_the_journal_and_the_report_can_be_made_again_from_the_files(tmp_path: P
     assert len(after.done) == len(before.done) == 5
     assert after.failed == before.failed
     assert {event["event"] for event in rebuild(tmp_path)} == {"done", "failed"}
+
+
+def test_a_journal_made_again_knows_still_how_much_was_asked_for(tmp_path: Path) -> None:
+    run(tmp_path, jobs_of(requests(5)), limits=Limits(max_hours=0.0))
+    run(tmp_path, jobs_of(requests(7)), limits=Limits(max_hours=0.0))
+    write_rebuilt(tmp_path)
+    assert (summarise(Folder(tmp_path)).total, summarise(Folder(tmp_path)).left) == (7, 7)
 
 
 def test_a_torn_journal_line_is_passed_over(tmp_path: Path) -> None:
@@ -305,3 +323,31 @@ def test_hostile_text_stays_text_in_the_report(tmp_path: Path) -> None:
 def test_throughput_is_counted_in_spans_of_a_second_or_more(times: list[float], bars: int, said: str) -> None:
     shown = _throughput([{"time": time} for time in times])
     assert (shown.count("<rect"), said in shown) == (bars, True), shown
+
+
+def test_failures_of_rows_that_are_gone_or_drawn_are_no_failures_any_more(tmp_path: Path) -> None:
+    bad, mended = RenderRequest(prompt="fail", width=64, height=64), RenderRequest(prompt="mended", width=64, height=64)
+    run(tmp_path, jobs_of([*requests(3), bad]))
+    run(tmp_path, jobs_of([*requests(3), mended]))
+    summary = summarise(open_store(tmp_path))
+    assert (summary.total, len(summary.done), len(summary.failed), summary.left) == (4, 4, 0, 0)
+    assert failures(open_store(tmp_path), jobs_of([mended])) == []
+    assert len(failures(open_store(tmp_path), jobs_of([bad]))) == 1, "what another manifest has tried is not forgotten"
+    run(tmp_path, jobs_of([bad]))
+    assert len(summarise(open_store(tmp_path)).failed) == 1
+    (job,) = jobs_of([mended])
+    Folder(tmp_path).publish(failure_name(job.name), json.dumps({"key": job.key, "line": 1, "error": "x"}).encode())
+    run(tmp_path, [job])
+    assert not (tmp_path / failure_name(job.name)).exists(), "a run was killed between the picture and taking this away"
+
+
+def test_every_orphan_is_counted(tmp_path: Path) -> None:
+    (job,) = jobs_of(requests(1))
+    for number in range(1200):
+        (tmp_path / f"limn-{number:012x}-0.png").write_bytes(b"")
+    run(tmp_path, [job])
+    summary = summarise(open_store(tmp_path))
+    assert (summary.orphans, summary.left, len(summary.done) - summary.orphans) == (1200, 0, 1)
+    for number in range(1100):
+        (tmp_path / f"limn-{number:012x}-0.png").unlink()
+    assert summarise(open_store(tmp_path)).orphans == 100, "those that were taken away since count no more"

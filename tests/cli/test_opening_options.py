@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from core.errors import BadRequest
 from core.images import decode
 from core.provenance import read_record
 from pipelines import opening
+from pipelines.engine import choose_place
 from pipelines.quantise import QUANTISED
 from pipelines.residency import ATTENTION, OFFLOADS, STORAGES, Memory
 from tests.cli.conftest import SIZE, limn
@@ -95,3 +97,12 @@ def test_the_page_opens_its_model_so(house: Path, monkeypatch: pytest.MonkeyPatc
     assert limn("ui", "--model", house / "base", "--dtype", "bfloat16", "--offload", "group") == 0
     assert opened == [opening.Opening(dtype="bfloat16", offload="group")]
     assert opened[0].arguments == {"device": None, "dtype": "bfloat16", "memory": Memory(offload="group")}
+
+
+def test_the_cpu_has_no_numbers_and_a_gpu_only_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert choose_place("cpu:1") == choose_place("cpu"), "so that a record does not tell them apart"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert str(choose_place("cuda:1").device) == "cuda:1"
+    with pytest.raises(BadRequest, match="device 'cuda:2' is not on this machine: it has 2, counted from cuda:0"):
+        choose_place("cuda:2")
