@@ -220,14 +220,14 @@ def _wire_results(parts: Parts, made: units.Units, after: dict[str, Any], handle
     parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
     parts.run.select(handlers.choose, parts.taken, [parts.picture, *about], **_QUIET)
     for name in ("reuse_seed", "old_seed"):
-        after[name].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
+        after[name].click(handlers.reuse_seed, parts.chosen, [inputs["seed"], inputs["variation_seed"]], **_QUIET)
     after["start_from"].click(handlers.start_from, parts.chosen, [inputs["init_image"], after["beginning"]], **_QUIET)
     for i, button in [(0, after["control_from"]), *enumerate(made.lasts)]:
         taken = [inputs[f"control.{i}.image"], inputs[f"control.{i}.ready"], inputs[f"control.{i}.on"], parts.columns[i]]
         button.click(handlers.control_from, parts.chosen, taken, **_QUIET)
-    again = [inputs[name] for name in ("seed", "variation_strength", "variation_seed", "hires.on")]
+    again = [inputs[name] for name in ("seed", "count", "variation_strength", "variation_seed", "hires.on")]
     for name in ("vary", "upscale"):
-        after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).then(
+        after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).success(
             None, None, None, js="() => document.querySelector('#render').click()", api_visibility="private"
         )
     after["show_overlay"].click(handlers.show_overlay, parts.chosen, parts.overlay, **_QUIET)

@@ -3,6 +3,7 @@
 The thread loads the model first, so that a page can be up before; whoever asks in the meantime waits in the queue.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -117,6 +118,28 @@ class Job:
             self.cancel()
 
 
+class Asking:
+    """What a visitor has begun to ask for, request after request: a cancel counts between them too, and while one is still being read."""
+
+    def __init__(self, service: "Service", visitor: str) -> None:
+        self.service, self.visitor = service, visitor
+        self.stopped = threading.Event()
+
+    def submit(self, request: RenderRequest) -> Job:
+        """As `Service.submit`.
+
+        Raises:
+            Cancelled: the visitor has stopped it already.
+            QueueFull: see there.
+        """
+        if self.stopped.is_set():
+            raise Cancelled("cancelled before the first step")
+        job = self.service.submit(request, self.visitor)
+        if self.stopped.is_set():  # since it was looked at above
+            job.cancel()
+        return job
+
+
 class Service:
     """Draws one request at a time, first come, first served."""
 
@@ -131,6 +154,7 @@ class Service:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._drawing: Job | None = None
+        self._asking: list[Asking] = []
         self._closed = False
 
     def start(self) -> None:
@@ -156,6 +180,18 @@ class Service:
             self._tell_places()
             self._changed.notify_all()
         return job
+
+    @contextlib.contextmanager
+    def asking(self, visitor: str) -> Iterator[Asking]:
+        """What a visitor asks for until the block is left, which `cancel` stops as a whole."""
+        asking = Asking(self, visitor)
+        with self._changed:
+            self._asking.append(asking)
+        try:
+            yield asking
+        finally:
+            with self._changed:
+                self._asking.remove(asking)
 
     def models(self) -> list[str]:
         """Models to choose from: the one that is loaded, and all that are installed."""
@@ -194,6 +230,9 @@ class Service:
     def cancel(self, visitor: str) -> None:
         """Stop everything that a visitor has asked for."""
         with self._changed:
+            for asking in self._asking:
+                if asking.visitor == visitor:
+                    asking.stopped.set()
             jobs = [job for job in (self._drawing, *self._waiting) if job is not None and job.visitor == visitor]
         for job in jobs:
             job.cancel()

@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,9 @@ import cli
 from core.errors import BadImage, BadRequest
 from core.images import encode_png
 from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest
+from pipelines.families.flux import Flux
+from pipelines.opening import Opening
+from pipelines.planning import with_defaults
 from web import pictures, sizes
 
 A1111 = """a cat, (sitting:1.2)
@@ -113,7 +117,34 @@ def test_a_loop_in_a_graph_ends(tmp_path: Path) -> None:
 def test_an_inversion_is_asked_for_by_its_prompt() -> None:
     request = RenderRequest(init_image=Path("a.png"), inversion=Inversion(prompt="a photo of a cone"), vae="some/vae")
     words = shlex.split(pictures.as_command(request))
-    assert words == ["limn", "render", "--vae", "some/vae", "--init-image", "a.png", "--inversion", "a photo of a cone"]
+    own = shlex.split("--steps 20 --sampler euler --schedule uniform --guidance 4.0")
+    given = ["--vae", "some/vae", *own, "--init-image", "a.png", "--size", "128x128", "--inversion", "a photo of a cone"]
+    assert words == ["limn", "render", *given]
+
+
+def read_back(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[RenderRequest, dict[str, Any]]:
+    """What `limn render` would draw, and the options of how it opens the model."""
+    asked: list[Any] = []
+
+    def noted(renderer: Any, request: RenderRequest) -> list[Any]:
+        asked.append(request)
+        return []
+
+    monkeypatch.setattr(cli.render, "open_renderer", lambda model, options: asked.append(options))
+    monkeypatch.setattr(cli.render, "stream", noted)
+    monkeypatch.setattr("core.terminal.report", lambda *_: None)
+    words = shlex.split(command)
+    assert words[:2] == ["limn", "render"]
+    cli.run(words[1:])
+    options, request = asked
+    return request, options
+
+
+def program(text: str) -> dict[str, Any]:
+    """What a program's first lines make, without the drawing."""
+    names: dict[str, Any] = {}
+    exec(text[: text.index("for picture")], names)
+    return names
 
 
 def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,19 +154,7 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         prompt="a 'red' cube, on $HOME", negative_prompt="-x", width=96, steps=3, seed=5, guidance_scale=2.5, sampler="ddim", eta=0.5,
         hires=Hires(scale=1.5), loras=(LoraUnit(name="bold", weight=0.5),), controls=(control, ready),
     )  # fmt: skip
-    asked: list[RenderRequest] = []
-
-    def noted(renderer: Any, request: RenderRequest) -> list[Any]:
-        asked.append(request)
-        return []
-
-    monkeypatch.setattr(cli.render, "open_renderer", lambda *_: None)
-    monkeypatch.setattr(cli.render, "stream", noted)
-    monkeypatch.setattr("core.terminal.report", lambda *_: None)
-    words = shlex.split(pictures.as_command(request))
-    assert words[:2] == ["limn", "render"]
-    cli.run(words[1:])
-    (got,) = asked
+    got, _ = read_back(pictures.as_command(request), monkeypatch)
     assert got.model_copy(update={"controls": ()}) == request.model_copy(update={"controls": ()})
     assert [one.model_dump(exclude={"params"}) for one in got.controls] == [one.model_dump(exclude={"params"}) for one in request.controls]
     assert got.controls[0].params["low"] == 20
@@ -143,11 +162,26 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_program_asks_for_the_same() -> None:
     request = RenderRequest(prompt='quote " and \\', controls=(ControlUnit(kind="depth", image=Path("d.png"), ready=True, weight=0.5),))
-    program = pictures.as_python(request)
-    start = program.index("request = ")
-    names: dict[str, Any] = {}
-    exec("from core.request import build_request\n" + program[start : program.index("for picture")], names)
-    assert names["request"] == request
+    assert program(pictures.as_python(request))["request"] == request
+
+
+def test_a_model_s_own_defaults_do_not_take_the_place_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = RenderRequest(model="some/model")  # all of it was asked for, though each is what Limn takes by itself
+    own = {"width": 512, "height": 512, "steps": 25, "guidance_scale": 7.0, "sampler": "dpmpp_2m", "schedule": "karras"}
+    family: Any = SimpleNamespace(defaults=own)
+    for got in (read_back(pictures.as_command(request), monkeypatch)[0], program(pictures.as_python(request))["request"]):
+        assert with_defaults(got, family) == request
+    flux: Any = Flux.defaults
+    assert own.keys() | flux.fget(SimpleNamespace(guidance="none", extra="nothing")).keys() <= pictures.MODELS_OWN
+
+
+def test_how_the_page_has_opened_the_model_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = Opening(device="cpu", dtype="bfloat16", offload="model")
+    _, options = read_back(pictures.as_command(RenderRequest(), opening), monkeypatch)
+    assert Opening.asked(options) == opening
+    text = pictures.as_python(RenderRequest(), opening)
+    assert "Renderer.open('toyland', **Opening(device='cpu', dtype='bfloat16', offload='model').arguments)" in text
+    assert program(text)["Opening"] is Opening
 
 
 @pytest.mark.parametrize("aspect", sizes.ASPECTS)
