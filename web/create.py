@@ -199,7 +199,7 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
     greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(**examine)
     # Pressed by page.js when nothing has changed for a moment.
     gr.Button("Examine", visible="hidden", elem_id="examine").click(trigger_mode="always_last", queue=False, **examine)
-    units.wire(made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
+    units.wire(page, made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
     kinds, networks = ([inputs[f"control.{i}.{name}"] for i in range(MAX_CONTROLS)] for name in ("kind", "model"))
     fitting: dict[str, Any] = {"inputs": [inputs["model"], *kinds], "outputs": networks} | _QUIET
     greeted.then(handlers.offer_networks, **fitting)

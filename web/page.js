@@ -4,6 +4,7 @@ window.limn = (() => {
   const QUIET_MS = 120, LATE_MS = 300; // so long nothing has changed; so late a change may arrive
   const HEAD = 64; // of a painting so much says what it is
   const tabs = {}, presses = {};
+  let kinds = {}, slots = []; // of control: what the prepared inputs show for each, and which there are
   let timer = 0, edited = 0, heard = 0;
 
   const tab = (name) => (tabs[name] ??= { values: {}, names: [], version: "", open: false });
@@ -47,6 +48,13 @@ window.limn = (() => {
       return read(key);
     },
     open(key) { tab(key).open = true; },
+    know(shown, all) { [kinds, slots] = [shown, all]; },
+    // The inputs of a control unit as another kind has them, held at once: what is asked for now must not have the last kind's values.
+    turn(key, unit, kind) {
+      const own = kinds[kind] ?? {};
+      for (const slot in own) tab(key).values[unit + slot] = own[slot].value;
+      return slots.map((slot) => ({ __type__: "update", ...(own[slot] ?? { visible: false }) }));
+    },
     // Everything, when the changes on their way have arrived.
     async all(key) {
       await arrived();

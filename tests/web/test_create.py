@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, expect
 
+import controls
 from tests.web.conftest import ROOT
 from tests.web.steps import choose, download, pixels, render, upload
 
@@ -75,3 +76,19 @@ def test_a_run_of_several_and_what_can_be_done_with_one(page: Page, tmp_path: Pa
     render(page, steps=2)
     expect(page.locator("#command")).to_contain_text("--init-image")
     assert download(page, tmp_path / "second.png").request.init_image is not None
+
+
+def test_what_is_rendered_the_moment_its_kind_is_chosen_has_that_kind_s_settings(page: Page, picture_file: Path, tmp_path: Path) -> None:
+    upload(page, picture_file)
+    expect(page.locator("#map-0 img")).to_be_visible()
+    page.locator("#steps input").fill("1")
+    page.locator("#prompt textarea").fill("a blue cube")
+    for number, kind in enumerate(("depth", "canny")):
+        page.locator("#seed input").fill(str(number))
+        page.locator("#kind-0 input").click()
+        page.locator("#kind-0 [role=option]").filter(has_text=kind).first.click()
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#status")).to_contain_text(f"seed {number}.")
+        (unit,) = download(page, tmp_path / f"{kind}.png").request.controls
+        assert (unit.kind, set(unit.params)) == (kind, set(controls.get(kind).params.model_fields))
+    expect(page.locator("#settings-0").get_by_text("Low", exact=True)).to_be_visible()
