@@ -57,19 +57,15 @@ class Handlers:
         self.opened = held.opened(parts.inputs)
 
     def greet(self) -> Iterator[Changes]:
-        """On opening: the choices that need the libraries loaded, and how far the model is."""
-        from pipelines.samplers import SAMPLERS
-        from pipelines.schedules import SCHEDULES
-
-        inputs = self.parts.inputs
-        yield {inputs["sampler"]: gr.update(choices=list(SAMPLERS)), inputs["schedule"]: gr.update(choices=list(SCHEDULES))}
+        """On opening: how far the model is, and those that are installed."""
         while not self.service.loaded.wait(1):
             yield {self.parts.state: gr.skip()}
+        yield self._state() | {self.parts.inputs["model"]: gr.update(choices=self.service.models())}
+
+    def _state(self) -> Changes:
         problem = self.service.problem
-        yield {
-            self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready"),
-            inputs["model"]: gr.update(choices=self.service.models()),
-        }
+        ready = words.note(f"{self.service.model}, ready")
+        return {self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else ready}
 
     def offer_networks(self, model: str, *kinds: str) -> list[Any]:
         """For every unit the ControlNets that fit the model and the unit's kind."""
@@ -90,10 +86,7 @@ class Handlers:
         values = remembered.read(stored)
         if not values:
             return NOTHING
-        changes = self._filled(values)
-        for name in {"sampler", "schedule"} & values.keys():  # the other choices come with `greet`
-            changes[self.parts.inputs[name]] = gr.update(choices=[values[name]], value=values[name])
-        return changes
+        return self._filled(values)
 
     def examine(self, sent: Any) -> tuple[Any, str]:
         """What will be wrong with the request: about the model, and about everything else."""
@@ -134,6 +127,7 @@ class Handlers:
         """What can be done with the pictures that `render` has drawn; nothing where it has drawn none."""
         parts = self.parts
         idle = {parts.render: gr.update(interactive=True), parts.cancel: gr.update(interactive=False)}
+        idle |= self._state()  # a model that could not be loaded may have been meanwhile
         if not taken:
             return idle | {parts.run: gr.update(value=[], visible=False)}
         thumbnails = [self.copy(path) for path in taken] if len(taken) > 1 else []

@@ -1,6 +1,7 @@
 """Create's and Compare's handlers with a real service, where the moment matters: what is pressed between two of its steps."""
 
 import asyncio
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,17 @@ SMALL = {"width": 64, "height": 64, "steps": 2}
 VISITOR: Any = gr.Request(session_hash="me")
 
 
-@pytest.fixture
-def handlers(service: Service) -> Handlers:
+def made(service: Service) -> Handlers:
     async def build() -> Handlers:  # Blocks makes locks, and a loop for them where none runs, which nobody closes
         with building(), gr.Blocks() as page:
             return create.build(page, service, gr.HTML())[1]
 
     return asyncio.run(build())
+
+
+@pytest.fixture
+def handlers(service: Service) -> Handlers:
+    return made(service)
 
 
 def said(handlers: Handlers, news: list[Changes], part: Any = None) -> str:
@@ -107,3 +112,16 @@ def test_a_control_is_called_as_the_page_calls_it(handlers: Handlers) -> None:
         handlers.plain("control 0 (depth): picture '/uploads/x/a.png' is not a file", asked) == "Control 3: picture 'a.png' is not a file."
     )
     assert handlers.plain("controls.2.weight = 3: too much", asked) == "Control 3: weight = 3: too much."
+
+
+def test_a_model_that_is_there_at_last_is_said_to_be_ready(models: Path, tmp_path: Path) -> None:
+    late = tmp_path / "late"
+    service = Service(str(late / "base"), tmp_path / "out")
+    page = made(service)
+    service.start()
+    assert "No model" in said(page, list(page.greet()), page.parts.state)
+    shutil.copytree(models, late)
+    *_, news = page.render(VISITOR, SMALL)
+    assert "Done in" in str(news)
+    assert "ready" in said(page, [page.show_run(news[page.parts.taken])], page.parts.state)
+    service.close()
