@@ -87,6 +87,28 @@ def test_settings_of_other_programs(texts: dict[str, str], origin: str, wanted: 
     assert found.lost == lost
 
 
+def test_what_is_not_restored_is_named(tmp_path: Path) -> None:
+    more = ", Variation seed: 3, Variation seed strength: 0.4, ENSD: 31337, Eta: 0.67, VAE: other.safetensors, Version: v1.9.0"
+    begun = pictures.read_settings(written(tmp_path, {"parameters": f"a cat\nSteps: 9, Sampler: Euler, Denoising strength: 0.6{more}"}))
+    assert (begun.request.variation_seed, begun.request.variation_strength, begun.request.steps) == (3, 0.4, 9)
+    assert begun.lost == ["the picture it began from", "ENSD 31337", "Eta 0.67", "VAE other.safetensors"]
+    larger = "a cat\nSteps: 9, Sampler: Euler, Denoising strength: 0.6, Hires upscale: 1.5, Hires steps: 8, Hires upscaler: "
+    found = pictures.read_settings(written(tmp_path, {"parameters": f"{larger}Latent"}))
+    assert (found.request.hires, found.lost) == (Hires(scale=1.5, steps=8, strength=0.6), [])
+    other = pictures.read_settings(written(tmp_path, {"parameters": f"{larger}R-ESRGAN 4x+"}))
+    assert (other.request.hires, other.lost) == (None, ["the second pass with the upscaler 'R-ESRGAN 4x+'"])
+    graph = {key: {"class_type": node["class_type"], "inputs": dict(node["inputs"])} for key, node in COMFY.items()}
+    graph["3"]["inputs"]["denoise"] = 0.5
+    graph |= {"11": {"class_type": "LoraLoader", "inputs": {"lora_name": "bold.safetensors"}}}
+    graph |= {"12": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -2}}}
+    comfy = pictures.read_settings(written(tmp_path, {"prompt": json.dumps(graph)}))
+    assert comfy.request.clip_skip == 2
+    assert comfy.lost[1:3] == ["the LoRA 'bold.safetensors'", "the picture it began from"]
+    invoke = INVOKE | {"loras": [{}], "clip_skip": 1, "strength": 0.5, "vae": None}
+    made = pictures.read_settings(written(tmp_path, {"invokeai_metadata": json.dumps(invoke)}))
+    assert (made.request.clip_skip, made.lost[1:3]) == (2, ["the picture it began from", "loras"])
+
+
 @pytest.mark.parametrize(
     "texts",
     [
