@@ -201,7 +201,8 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
     examine: dict[str, Any] = {"fn": handlers.examine, "inputs": parts.sent, "outputs": said, "js": held.sketch_of(remembered.KEY)} | _QUIET
     stored = _remember(page, parts, handlers)
     greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["model"]], **_QUIET)
-    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(**examine)
+    counted: dict[str, Any] = {"inputs": [inputs["prompt"], inputs["model"]], "outputs": parts.tokens} | _QUIET
+    greeted.then(handlers.count_tokens, **counted).then(**examine)
     # Pressed by page.js when nothing has changed for a moment.
     gr.Button("Examine", visible="hidden", elem_id="examine").click(trigger_mode="always_last", queue=False, **examine)
     units.wire(page, made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
@@ -209,7 +210,7 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
     fitting: dict[str, Any] = {"inputs": [inputs["model"], *kinds], "outputs": networks} | _QUIET
     greeted.then(handlers.offer_networks, **fitting)
     gr.on([one.change for one in (inputs["model"], *kinds)], handlers.offer_networks, trigger_mode="always_last", queue=False, **fitting)
-    inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
+    gr.on([inputs["prompt"].change, inputs["model"].change], handlers.count_tokens, trigger_mode="always_last", **counted)
     _wire_results(parts, made, after, handlers)
 
 

@@ -72,10 +72,10 @@ class Handlers:
         found = {kind: self.service.networks(kind, str(model or "")) for kind in {*kinds} & {*controls.names()}}
         return [gr.update(choices=["", *found.get(kind, [])]) for kind in kinds]
 
-    def count_tokens(self, prompt: str) -> str:
+    def count_tokens(self, prompt: str, model: str) -> str:
         """How long the prompt is for the model."""
         try:
-            counted = self.service.count_tokens(prompt)
+            counted = self.service.count_tokens(prompt, str(model or ""))
         except LimnError as error:
             return words.note(words.plain(str(error), {}), problem=True)
         return words.note(words.tokens(*counted)) if counted and prompt else ""

@@ -73,10 +73,10 @@ window.limn = (() => {
   };
 })();
 
-// Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
+// Ctrl+Enter renders from anywhere in Create, and draws Compare's grid: leaving the field first hands its last keystrokes over.
 addEventListener("keydown", (event) => {
   if (!event.ctrlKey || event.key !== "Enter") return;
   event.preventDefault();
   if (document.activeElement) document.activeElement.blur();
-  document.querySelector("#render").click();
+  [...document.querySelectorAll("#render, #draw-grid")].find((button) => button.offsetParent)?.click();
 }, true);

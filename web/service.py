@@ -203,24 +203,14 @@ class Service:
         """The ControlNets of this machine that fit a kind and a model; none while the model is loading."""
         return [] if self._doctor is None else self._doctor.networks(kind, model, self.trained())
 
-    def count_tokens(self, prompt: str) -> tuple[int, int] | None:
-        """(tokens of the prompt, room for them); None while the model is loading, or where it reads text otherwise.
+    def count_tokens(self, prompt: str, model: str = "") -> tuple[int, int] | None:
+        """(tokens of the prompt, room for them) for a model, by default the page's own; None where they are not counted, or not yet.
 
         Raises:
             BadRequest: the prompt's syntax is wrong.
         """
-        renderer = self._renderer
-        if renderer is None:
-            return None
-        from pipelines.clip import count_tokens
-        from pipelines.engine import resolve
-        from pipelines.prompt import parse
-
-        family = renderer.engine.base(resolve(self.model))
-        tokenizer = getattr(family, "tokenizer", None)
-        if type(tokenizer).__name__ != "CLIPTokenizer":
-            return None
-        return count_tokens(tokenizer, parse(prompt, 1).parts[0].at(0))
+        doctor = self._doctor
+        return None if doctor is None else doctor.count_tokens(prompt, model)
 
     def examine(self, request: RenderRequest) -> "list[Finding] | None":
         """What will be wrong with a request, errors and warnings; None while the model is loading."""
