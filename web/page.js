@@ -25,6 +25,10 @@ window.limn = (() => {
     do await new Promise((done) => setTimeout(done, 0));
     while (heard < edited && performance.now() < edited + LATE_MS);
   };
+  const held = async (key) => {
+    await arrived();
+    return { ...tab(key).values };
+  };
   addEventListener("input", () => { edited = performance.now(); }, true);
   addEventListener("mousedown", (event) => {
     if (event.target.closest?.("[role=option]")) edited = performance.now();
@@ -55,19 +59,19 @@ window.limn = (() => {
       for (const slot in own) tab(key).values[unit + slot] = own[slot].value;
       return slots.map((slot) => ({ __type__: "update", ...(own[slot] ?? { visible: false }) }));
     },
-    // Everything, when the changes on their way have arrived.
+    // Everything, when the changes on their way have arrived; a picture that is still being sent is not among them, and this is told.
     async all(key) {
-      await arrived();
-      return { ...tab(key).values };
+      const values = await held(key);
+      return document.querySelector("#asked .uploading") ? { ...values, uploading: true } : values;
     },
     // The same, with the beginning of each painting alone.
     async sketch(key) {
       const short = (value) => (typeof value === "string" && value.startsWith("data:") ? value.slice(0, HEAD) : value);
-      return Object.fromEntries(Object.entries(await limn.all(key)).map(([name, value]) => [name, short(value)]));
+      return Object.fromEntries(Object.entries(await held(key)).map(([name, value]) => [name, short(value)]));
     },
     // Values whose names begin so.
     async some(key, ...beginnings) {
-      const found = Object.entries(await limn.all(key));
+      const found = Object.entries(await held(key));
       return Object.fromEntries(found.filter(([name]) => beginnings.some((beginning) => name.startsWith(beginning))));
     },
   };
