@@ -113,11 +113,12 @@ def test_one_training_at_a_time_stopped_and_resumed(models: Path, trainings: Tra
 
 
 def test_what_fails_says_why_and_can_be_started_again(models: Path, trainings: Trainings, tmp_path: Path) -> None:
-    settings = config(models / "base", trainings.runs / "mine", tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    settings = config(models / "base", trainings.runs / "mine", tmp_path / "empty")
     trainings.start(settings)
     told = wait(trainings, "mine", "end")
     assert told.problem is not None
-    assert told.problem.startswith(f"dataset {str(tmp_path / 'missing')!r} cannot be read")
+    assert told.problem.startswith(f"dataset {str(tmp_path / 'empty')!r} is of no known format")
     trainings.start(settings)
     trainings.stop()
     stopped = wait(trainings, "mine", "end")
