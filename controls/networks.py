@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from controls.palettes import ADE20K, COCO
 from core.control import Image
 from core.errors import BadModel
+from core.making import ONE_AT_A_TIME
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -284,7 +285,7 @@ def load_network(part: Any, source: Path | str, remedy: str) -> Any:
     from safetensors import SafetensorError
 
     try:
-        with quiet():
+        with ONE_AT_A_TIME, quiet():
             network, info = part.from_pretrained(source, use_safetensors=True, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, AttributeError, ImportError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from core.errors import BadModel
+from core.making import ONE_AT_A_TIME
 from pipelines.place import Place
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
@@ -108,7 +109,7 @@ def load_part(part: Any, folder: Path, place: Place) -> Any:
     read_config(folder / "config.json")
     files = weight_files(folder)
     options = {"use_safetensors": True, "local_files_only": True, "output_loading_info": True}
-    with quiet():
+    with ONE_AT_A_TIME, quiet():
         try:
             network, info = part.from_pretrained(folder, dtype=place.dtype, **options)
         except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:

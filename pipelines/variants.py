@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from core.errors import BadModel
+from core.making import ONE_AT_A_TIME
 from pipelines.checkpoint import Checkpoint
 from pipelines.loading import aligned, quiet
 from pipelines.place import Place
@@ -160,7 +161,7 @@ def load_variant(kind: Any, checkpoint: Checkpoint, base: Checkpoint, place: Pla
     config = checkpoint.config("")
     if not config.get("rank") or not issubclass(kind, Variant):
         return checkpoint.network(kind, "", place)
-    with quiet():
+    with ONE_AT_A_TIME, quiet():
         low_rank = with_differences(kind.from_config(config), checkpoint)
         net = kind.from_config({**config, "rank": 0})
     part = "unet" if kind is LimnControlNetModel else "transformer"

@@ -94,7 +94,7 @@ class Batch:
 
     def start(self) -> None:
         """Draw what is not there; a picture that has failed is tried again."""
-        self._stop, self.problem, self.started = Stop(), "", True
+        self._stop, self.problem, self.started, self.step = Stop(), "", True, (0, 1)
         for line in self.lines.values():
             line.problem = line.problem if line.done == line.pictures else ""
         self.changes += 1
@@ -131,6 +131,7 @@ class Batch:
             self._note(job, outcome.fidelity)
         else:
             self.lines[job.line].problem = outcome.error
+        self.step = (0, 1)  # the next one's
         self.changes += 1
 
     def _note(self, job: Job, fidelity: dict[str, float | None]) -> None:
@@ -212,6 +213,8 @@ class _Queued:
             except QueueFull:
                 time.sleep(_ROOM_S)
                 continue
+            if self.paused():  # since it was looked at above
+                job.cancel()
             for news in job.follow():
                 if isinstance(news, Drawing):
                     self.tell(news.done, news.steps)

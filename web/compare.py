@@ -38,17 +38,18 @@ class _Compare:
             parts["plot"]: gr.update(visible=False),
         }
         try:
-            asked = self.create.asked(sent)
-            base = form.read_request(asked, service.out, service.model)
-            axes = [grid.read_axis(str(name), str(text)) for name, text in zip(given[::2], given[1::2], strict=True) if name != NONE]
-            todo = grid.cells(base, axes)
-            for number, cell in enumerate(todo):
-                for news in service.submit(cell.request, str(visitor.session_hash)).follow():
-                    if isinstance(news, Finished):
-                        done.append((cell, news.paths[0], news.pictures[0].record))
-                    share = number + (news.done / news.steps if isinstance(news, Drawing) else 0)
-                    yield {parts["said"]: words.share(f"Picture {number + 1} of {len(todo)}.", share, len(todo))}
-                yield {parts["grid"]: grid.sheet(done, len(axes[0].values))}
+            with service.asking(str(visitor.session_hash)) as asking:
+                asked = self.create.asked(sent)
+                base = form.read_request(asked, service.out, service.model)
+                axes = [grid.read_axis(str(name), str(text)) for name, text in zip(given[::2], given[1::2], strict=True) if name != NONE]
+                todo = grid.cells(base, axes)
+                for number, cell in enumerate(todo):
+                    for news in asking.submit(cell.request).follow():
+                        if isinstance(news, Finished):
+                            done.append((cell, news.paths[0], news.pictures[0].record))
+                        share = number + (news.done / news.steps if isinstance(news, Drawing) else 0)
+                        yield {parts["said"]: words.share(f"Picture {number + 1} of {len(todo)}.", share, len(todo))}
+                    yield {parts["grid"]: grid.sheet(done, len(axes[0].values))}
             yield self._finished(done, axes)
         except Cancelled:
             yield {parts["said"]: words.note(f"Cancelled after {len(done)} pictures.")}

@@ -1,11 +1,13 @@
 """Create: prompt, controls, picture; everything else one step away."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import gradio as gr
 
 from core.errors import LimnError
+from core.infotext import SAMPLER_NAMES
 from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest
 from web import held, remembered, units, words
 from web.fields import component
@@ -19,6 +21,9 @@ EXAMPLE = "a red sphere left of a blue cube on grass at sunset"
 SYNTAX = "(word:1.3) counts more, (word:0.7) less; <lora:name:0.8> adds a LoRA."
 LORAS = "Beside those that the prompt names, with commas between: bold=0.8, other"
 GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
+# Written down, for the libraries that know them are loaded behind the page.
+SAMPLERS = sorted(SAMPLER_NAMES)
+SCHEDULES = ["uniform", "leading", "trailing", "sgm_uniform", "simple", "beta", "karras", "exponential", "polyexponential"]
 ABOUT = ("result", "download", "chosen", "overlay", "command", "python")
 
 # Without `show_progress_on`, the page would keep the progress of every event on each of its outputs, and renew all of them for each event.
@@ -84,7 +89,7 @@ def _sampling(service: Service, model_doctor: Any) -> tuple[dict[str, Any], Any]
             inputs["steps"] = component(RenderRequest, "steps", info=None, elem_id="steps", min_width=90)
             inputs["guidance_scale"] = component(RenderRequest, "guidance_scale", info=None, elem_id="guidance", min_width=200, scale=2)
         with gr.Row():
-            inputs |= {name: _choice(name) for name in ("sampler", "schedule")}
+            inputs |= {name: _choice(name, choices) for name, choices in (("sampler", SAMPLERS), ("schedule", SCHEDULES))}
     new_seed.click(None, None, inputs["seed"], js=_DICE, api_visibility="private")
     size = [inputs["width"], inputs["height"]]
     aspect.input(set_aspect, [aspect, *size], size, **_QUIET)
@@ -183,10 +188,10 @@ def _results() -> tuple[dict[str, Any], dict[str, Any]]:
     return shown, after
 
 
-def _choice(name: str) -> Any:
-    """A dropdown whose other choices come when the libraries are loaded."""
+def _choice(name: str, choices: Sequence[str]) -> Any:
+    """A dropdown for a field that takes any name."""
     default = RenderRequest.model_fields[name].default
-    return gr.Dropdown([default], value=default, label=name.capitalize(), elem_id=name, min_width=140)
+    return gr.Dropdown(list(choices), value=default, label=name.capitalize(), elem_id=name, min_width=140)
 
 
 def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], handlers: Handlers) -> None:
@@ -195,16 +200,17 @@ def _wire(page: Any, parts: Parts, made: units.Units, after: dict[str, Any], han
     held.hold(remembered.KEY, inputs, units.buttons())  # the first that answers a change, for events answer one after another
     examine: dict[str, Any] = {"fn": handlers.examine, "inputs": parts.sent, "outputs": said, "js": held.sketch_of(remembered.KEY)} | _QUIET
     stored = _remember(page, parts, handlers)
-    greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["sampler"], inputs["schedule"], inputs["model"]], **_QUIET)
-    greeted.then(handlers.count_tokens, inputs["prompt"], parts.tokens, **_QUIET).then(**examine)
+    greeted = stored.then(handlers.greet, outputs=[parts.state, inputs["model"]], **_QUIET)
+    counted: dict[str, Any] = {"inputs": [inputs["prompt"], inputs["model"]], "outputs": parts.tokens} | _QUIET
+    greeted.then(handlers.count_tokens, **counted).then(**examine)
     # Pressed by page.js when nothing has changed for a moment.
     gr.Button("Examine", visible="hidden", elem_id="examine").click(trigger_mode="always_last", queue=False, **examine)
-    units.wire(made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
+    units.wire(page, made, {name: inputs[name] for name in ("width", "height")}, parts.sent)
     kinds, networks = ([inputs[f"control.{i}.{name}"] for i in range(MAX_CONTROLS)] for name in ("kind", "model"))
     fitting: dict[str, Any] = {"inputs": [inputs["model"], *kinds], "outputs": networks} | _QUIET
     greeted.then(handlers.offer_networks, **fitting)
     gr.on([one.change for one in (inputs["model"], *kinds)], handlers.offer_networks, trigger_mode="always_last", queue=False, **fitting)
-    inputs["prompt"].change(handlers.count_tokens, inputs["prompt"], parts.tokens, trigger_mode="always_last", **_QUIET)
+    gr.on([inputs["prompt"].change, inputs["model"].change], handlers.count_tokens, trigger_mode="always_last", **counted)
     _wire_results(parts, made, after, handlers)
 
 
@@ -215,19 +221,19 @@ def _wire_results(parts: Parts, made: units.Units, after: dict[str, Any], handle
     news: dict[str, Any] = {"inputs": parts.sent, "outputs": [parts.picture, parts.status, parts.taken], "js": held.all_of(remembered.KEY)}
     parts.render.click(None, None, [*buttons, parts.status, parts.result, parts.after], js=_BUSY, api_visibility="private")
     drawn = parts.render.click(handlers.render, concurrency_limit=None, api_name="render", **(news | _QUIET | {"api_visibility": "public"}))
-    drawn.then(handlers.show_run, parts.taken, [*buttons, parts.run, parts.after, *about], **_QUIET)
+    drawn.then(handlers.show_run, parts.taken, [*buttons, parts.state, parts.run, parts.after, *about], **_QUIET)
     drawn.failure(None, None, buttons, js=_IDLE, api_visibility="private")
     parts.cancel.click(handlers.cancel, queue=False, **_QUIET)
     parts.run.select(handlers.choose, parts.taken, [parts.picture, *about], **_QUIET)
     for name in ("reuse_seed", "old_seed"):
-        after[name].click(handlers.reuse_seed, parts.chosen, inputs["seed"], **_QUIET)
+        after[name].click(handlers.reuse_seed, parts.chosen, [inputs["seed"], inputs["variation_seed"]], **_QUIET)
     after["start_from"].click(handlers.start_from, parts.chosen, [inputs["init_image"], after["beginning"]], **_QUIET)
     for i, button in [(0, after["control_from"]), *enumerate(made.lasts)]:
         taken = [inputs[f"control.{i}.image"], inputs[f"control.{i}.ready"], inputs[f"control.{i}.on"], parts.columns[i]]
         button.click(handlers.control_from, parts.chosen, taken, **_QUIET)
-    again = [inputs[name] for name in ("seed", "variation_strength", "variation_seed", "hires.on")]
+    again = [inputs[name] for name in ("seed", "count", "variation_strength", "variation_seed", "hires.on")]
     for name in ("vary", "upscale"):
-        after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).then(
+        after[name].click(getattr(handlers, name), parts.chosen, again, **_QUIET).success(
             None, None, None, js="() => document.querySelector('#render').click()", api_visibility="private"
         )
     after["show_overlay"].click(handlers.show_overlay, parts.chosen, parts.overlay, **_QUIET)

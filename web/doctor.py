@@ -29,6 +29,26 @@ class Doctor:
         with self._lock:
             return examine(request, self._engine)
 
+    def count_tokens(self, prompt: str, model: str) -> tuple[int, int] | None:
+        """(tokens of the prompt, room for them); None for a model that reads text otherwise, or that there is none of.
+
+        Raises:
+            BadRequest: the prompt's syntax is wrong.
+        """
+        from pipelines.clip import count_tokens
+        from pipelines.engine import resolve
+        from pipelines.prompt import parse
+
+        try:
+            with self._lock:  # the renderer's own model may be another by now, and is not to be loaded for this
+                family = self._engine.outline(resolve(model or self._renderer.model, fetch=False))
+        except LimnError:  # `examine` says what is wrong
+            return None
+        tokenizer = getattr(family, "tokenizer", None)
+        if type(tokenizer).__name__ != "CLIPTokenizer":
+            return None
+        return count_tokens(tokenizer, parse(prompt, 1).parts[0].at(0))
+
     def networks(self, kind: str, model: str, trained: Sequence[str] = ()) -> list[str]:
         """The ControlNets beside a model, installed or trained here that fit it and the kind, by the names that a request calls them."""
         from pipelines.catalogue import CONTROLS, installed

@@ -12,7 +12,27 @@ from typing import Any
 from core.errors import BadRequest
 from core.infotext import SAMPLER_NAMES
 
-_A1111 = {"Steps": ("steps", int), "CFG scale": ("guidance_scale", float), "Seed": ("seed", int), "Clip skip": ("clip_skip", int)}
+_A1111 = {
+    "Steps": ("steps", int),
+    "CFG scale": ("guidance_scale", float),
+    "Seed": ("seed", int),
+    "Clip skip": ("clip_skip", int),
+    "Variation seed": ("variation_seed", int),
+    "Variation seed strength": ("variation_strength", float),
+}
+_A1111_READ = {*_A1111, "Size", "Sampler", "Schedule type", "Model", "Denoising strength", "Hires upscale", "Hires steps", "Hires upscaler"}
+_A1111_OF_FILES = {"Model hash", "Version", "Hashes", "Lora hashes", "TI hashes", "VAE hash", "Batch size", "Batch pos", "User"}
+_INVOKE_REST = (
+    "loras",
+    "vae",
+    "ipAdapters",
+    "t2iAdapters",
+    "hrf_enabled",
+    "refiner_model",
+    "seamless_x",
+    "seamless_y",
+    "cfg_rescale_multiplier",
+)
 _FIELD = re.compile(r'\s*([A-Za-z][\w \-/]*):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _COMFY_SAMPLERS = {
     "euler": "euler", "euler_ancestral": "euler_ancestral", "heun": "heun", "dpm_2": "dpm2", "dpm_2_ancestral": "dpm2_ancestral",
@@ -78,7 +98,22 @@ def _a1111(text: str) -> tuple[dict[str, Any], list[str]]:
     values["schedule"] = schedule if schedule in (*_COMFY_SCHEDULES.values(), "polyexponential") else None
     rest = [f"the model {fields['Model']!r}"] if "Model" in fields else []
     rest += [f"the sampler {fields['Sampler']!r}"] if values["sampler"] is None and "Sampler" in fields else []
-    return values, rest + [f"{key} (its picture is not in the file)" for key in fields if key.startswith("ControlNet ")]
+    hires, lost = _a1111_hires(fields)
+    values["hires"] = hires
+    rest += lost + [f"{key} (its picture is not in the file)" for key in fields if key.startswith("ControlNet ")]
+    known = _A1111_READ | _A1111_OF_FILES
+    return values, rest + [f"{key} {value}" for key, value in fields.items() if key not in known and not key.startswith("ControlNet ")]
+
+
+def _a1111_hires(fields: Mapping[str, str]) -> tuple[dict[str, Any] | None, list[str]]:
+    """The second pass where Limn has the same, and what of it, or of a picture that was begun from, is lost."""
+    if "Hires upscale" not in fields:
+        return None, ["the picture it began from"] if "Denoising strength" in fields else []
+    upscaler = fields.get("Hires upscaler", "Latent")
+    if upscaler not in ("Latent", "Lanczos"):
+        return None, [f"the second pass with the upscaler {upscaler!r}"]
+    hires = {"scale": float(fields["Hires upscale"]), "upscaler": upscaler.lower(), "steps": int(fields.get("Hires steps", 0)) or None}
+    return hires | ({"strength": float(fields["Denoising strength"])} if "Denoising strength" in fields else {}), []
 
 
 def _comfyui(text: str) -> tuple[dict[str, Any], list[str]]:
@@ -99,7 +134,13 @@ def _comfyui(text: str) -> tuple[dict[str, Any], list[str]]:
     latent = next(_behind(nodes, given.get("latent_image"), "width"), None)
     if latent is not None:
         values |= {name: latent[name] for name in ("width", "height") if isinstance(latent.get(name), int)}
-    rest = [f"the model {node['inputs']['ckpt_name']!r}" for node in nodes.values() if "ckpt_name" in node.get("inputs", {})]
+    inputs = [node["inputs"] for node in nodes.values() if isinstance(node.get("inputs"), dict)]
+    names = (("ckpt_name", "model"), ("unet_name", "model"), ("lora_name", "LoRA"), ("vae_name", "VAE"))
+    rest = [f"the {what} {one[name]!r}" for name, what in names for one in inputs if name in one]
+    skip = next((one["stop_at_clip_layer"] for one in inputs if isinstance(one.get("stop_at_clip_layer"), int)), None)
+    values["clip_skip"] = None if skip is None else -skip
+    rest += ["the picture it began from"] if isinstance(value("denoise"), int | float) and value("denoise") < 1 else []
+    rest += ["its other samplers"] if sum(str(node.get("class_type", "")).startswith("KSampler") for node in nodes.values()) > 1 else []
     controls = sum("ControlNetApply" in str(node.get("class_type")) for node in nodes.values())
     return values, rest + ([f"{controls} control{'s' if controls > 1 else ''} (their pictures are not in the file)"] if controls else [])
 
@@ -113,6 +154,9 @@ def _invokeai(text: str) -> tuple[dict[str, Any], list[str]]:
     values["schedule"] = "karras" if scheduler.endswith("_k") else None
     model = found.get("model")
     rest = [f"the model {model['name']!r}"] if isinstance(model, dict) and "name" in model else []
+    values["clip_skip"] = int(found["clip_skip"]) + 1 if found.get("clip_skip") else None
+    rest += ["the picture it began from"] if found.get("init_image") or found.get("strength") else []
+    rest += [key for key in _INVOKE_REST if found.get(key)]
     controls = found.get("controlnets") or []
     return values, rest + ([f"{len(controls)} controls (their pictures are not in the file)"] if controls else [])
 

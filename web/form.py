@@ -29,6 +29,7 @@ Values = Mapping[str, Any]
 
 # Parts of a request that are there when their switch is on: `hires.on`, `hires.scale`, …
 SWITCHED: Mapping[str, type[Frozen]] = {"hires": Hires, "inversion": Inversion}
+MOST_EXACT = 2**53 - 1  # of a browser's whole numbers
 PAINTED = Path(__file__)  # stands for what is painted where only the presence of a file counts
 
 
@@ -43,7 +44,7 @@ def read_request(values: Values, out: Path, model: str) -> RenderRequest:
         if values.get(f"control.{i}.on"):
             check_unit(values, i)
     asked = _plain_fields(values, model)
-    asked["controls"] = [read_unit(values, i, out) for i in range(MAX_CONTROLS) if _is_given(values, i)]
+    asked["controls"] = [read_unit(values, i, out) for i in range(MAX_CONTROLS) if is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = keep_picture(Path(values["init_image"]), out)
         if values.get("mask"):
@@ -58,7 +59,7 @@ def sketch_request(values: Values, model: str) -> RenderRequest:
         BadRequest: a value is refused.
     """
     asked = _plain_fields(values, model)
-    asked["controls"] = [_drawn_unit(values, i) for i in range(MAX_CONTROLS) if _is_given(values, i)]
+    asked["controls"] = [_drawn_unit(values, i) for i in range(MAX_CONTROLS) if is_given(values, i)]
     if values.get("init_image"):
         asked["init_image"] = Path(values["init_image"])
         if values.get("mask"):
@@ -87,6 +88,12 @@ def check_unit(values: Values, index: int) -> None:
         BadRequest: a value is refused.
     """
     _unit(values, index)
+
+
+def is_given(values: Values, index: int) -> bool:
+    """Whether control unit `index` is on and has a picture, or a painting in its place."""
+    on = values.get(f"control.{index}.on")
+    return bool(on and (values.get(f"control.{index}.image") or values.get(f"control.{index}.painting")))
 
 
 def read_map(values: Values, index: int) -> Prepared | None:
@@ -136,6 +143,9 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
         name: value for name, value in request if name not in ("controls", "init_image", "mask", "loras", "vae", "model", *SWITCHED)
     }
     lost: list[str] = []
+    for name in ("seed", "variation_seed"):
+        if values[name] > MOST_EXACT:
+            lost.append(f"the {name.replace('_', ' ')} {values.pop(name)}, for a browser's numbers are exact up to {MOST_EXACT}")
     if "model" in request.model_fields_set:
         values["model"] = request.model
     values |= {"vae": request.vae or "", "loras": ", ".join(map(lora_text, request.loras))}
@@ -183,11 +193,6 @@ def _plain_fields(values: Values, model: str) -> dict[str, Any]:
             own = {name: values[f"{owner}.{name}"] for name in model_of.model_fields if f"{owner}.{name}" in values}
             asked[owner] = typed(model_of, own)
     return asked
-
-
-def _is_given(values: Values, index: int) -> bool:
-    on = values.get(f"control.{index}.on")
-    return bool(on and (values.get(f"control.{index}.image") or values.get(f"control.{index}.painting")))
 
 
 def _unit(values: Values, index: int) -> ControlUnit:

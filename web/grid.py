@@ -194,6 +194,8 @@ def _is_float(text: str) -> bool:
 
 def _spread(value: str) -> list[str]:
     low, dash, high = value.partition("-")
-    if dash and low.isdecimal() and high.isdecimal() and int(low) <= int(high) < int(low) + MOST_CELLS:
-        return [str(one) for one in range(int(low), int(high) + 1)]
-    return [value]
+    if not (dash and low.isdecimal() and high.isdecimal() and len(value) < 40 and int(low) <= int(high)):
+        return [value]
+    if (count := int(high) - int(low) + 1) > MOST_CELLS:
+        raise BadRequest(f"{value} are {count} values in one comparison: the limit is {MOST_CELLS} pictures; give fewer")
+    return [str(one) for one in range(int(low), int(high) + 1)]

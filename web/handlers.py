@@ -9,7 +9,7 @@ import gradio as gr
 
 import controls
 from core.errors import Cancelled, LimnError
-from core.provenance import read_record
+from core.provenance import Record, read_record
 from core.request import MAX_CONTROLS
 from web import form, held, pictures, remembered, words
 from web.fields import settings_of
@@ -57,29 +57,25 @@ class Handlers:
         self.opened = held.opened(parts.inputs)
 
     def greet(self) -> Iterator[Changes]:
-        """On opening: the choices that need the libraries loaded, and how far the model is."""
-        from pipelines.samplers import SAMPLERS
-        from pipelines.schedules import SCHEDULES
-
-        inputs = self.parts.inputs
-        yield {inputs["sampler"]: gr.update(choices=list(SAMPLERS)), inputs["schedule"]: gr.update(choices=list(SCHEDULES))}
+        """On opening: how far the model is, and those that are installed."""
         while not self.service.loaded.wait(1):
             yield {self.parts.state: gr.skip()}
+        yield self._state() | {self.parts.inputs["model"]: gr.update(choices=self.service.models())}
+
+    def _state(self) -> Changes:
         problem = self.service.problem
-        yield {
-            self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else words.note(f"{self.service.model}, ready"),
-            inputs["model"]: gr.update(choices=self.service.models()),
-        }
+        ready = words.note(f"{self.service.model}, ready")
+        return {self.parts.state: words.note(words.plain(problem, {}), problem=True) if problem else ready}
 
     def offer_networks(self, model: str, *kinds: str) -> list[Any]:
         """For every unit the ControlNets that fit the model and the unit's kind."""
         found = {kind: self.service.networks(kind, str(model or "")) for kind in {*kinds} & {*controls.names()}}
         return [gr.update(choices=["", *found.get(kind, [])]) for kind in kinds]
 
-    def count_tokens(self, prompt: str) -> str:
+    def count_tokens(self, prompt: str, model: str) -> str:
         """How long the prompt is for the model."""
         try:
-            counted = self.service.count_tokens(prompt)
+            counted = self.service.count_tokens(prompt, str(model or ""))
         except LimnError as error:
             return words.note(words.plain(str(error), {}), problem=True)
         return words.note(words.tokens(*counted)) if counted and prompt else ""
@@ -90,10 +86,7 @@ class Handlers:
         values = remembered.read(stored)
         if not values:
             return NOTHING
-        changes = self._filled(values)
-        for name in {"sampler", "schedule"} & values.keys():  # the other choices come with `greet`
-            changes[self.parts.inputs[name]] = gr.update(choices=[values[name]], value=values[name])
-        return changes
+        return self._filled(values)
 
     def examine(self, sent: Any) -> tuple[Any, str]:
         """What will be wrong with the request: about the model, and about everything else."""
@@ -112,18 +105,19 @@ class Handlers:
         """The request drawn: waiting, step after step with previews, then the pictures, or one sentence that says why not."""
         asked, shown = self.opened, None
         try:
-            asked = self.asked(sent)
-            request = form.read_request(asked, self.service.out, self.service.model)
-            job = self.service.submit(request, str(visitor.session_hash))
-            yield {self.parts.taken: []}
-            for news in job.follow():
-                changes: Changes = {self.parts.status: words.bar(news)}
-                if isinstance(news, Drawing) and news.preview is not None and news.preview is not shown:
-                    shown = changes[self.parts.picture] = news.preview
-                if isinstance(news, Finished):
-                    taken = [str(path) for path in news.paths]
-                    changes |= {self.parts.picture: self.copy(taken[-1]), self.parts.taken: taken}
-                yield changes
+            with self.service.asking(str(visitor.session_hash)) as asking:
+                asked = self.asked(sent)
+                request = form.read_request(asked, self.service.out, self.service.model)
+                job = asking.submit(request)
+                yield {self.parts.taken: []}
+                for news in job.follow():
+                    changes: Changes = {self.parts.status: words.bar(news)}
+                    if isinstance(news, Drawing) and news.preview is not None and news.preview is not shown:
+                        shown = changes[self.parts.picture] = news.preview
+                    if isinstance(news, Finished):
+                        taken = [str(path) for path in news.paths]
+                        changes |= {self.parts.picture: self.copy(taken[-1]), self.parts.taken: taken}
+                    yield changes
         except Cancelled:
             yield {self.parts.status: words.note("Cancelled.")}
         except LimnError as error:
@@ -133,6 +127,7 @@ class Handlers:
         """What can be done with the pictures that `render` has drawn; nothing where it has drawn none."""
         parts = self.parts
         idle = {parts.render: gr.update(interactive=True), parts.cancel: gr.update(interactive=False)}
+        idle |= self._state()  # a model that could not be loaded may have been meanwhile
         if not taken:
             return idle | {parts.run: gr.update(value=[], visible=False)}
         thumbnails = [self.copy(path) for path in taken] if len(taken) > 1 else []
@@ -149,11 +144,12 @@ class Handlers:
         index = event.index
         if not isinstance(index, int) or not 0 <= index < len(taken):
             return NOTHING
-        return {self.parts.picture: self.copy(taken[index])} | self._about(taken[index])
+        path = self._known(taken[index])
+        return {self.parts.picture: self.copy(path)} | self._about(path)
 
-    def reuse_seed(self, chosen: str) -> Any:
-        """The shown picture's seed."""
-        return read_record(Path(self._known(chosen))).seed
+    def reuse_seed(self, chosen: str) -> Changes:
+        """The shown picture's seed, and its variation's."""
+        return self._seeds(read_record(Path(self._known(chosen))))
 
     def start_from(self, chosen: str) -> list[Any]:
         """The shown picture as the one to begin from, in sight."""
@@ -165,26 +161,21 @@ class Handlers:
 
     def vary(self, chosen: str) -> Changes:
         """The settings of a small variation of the shown picture."""
-        if not chosen:
-            return NOTHING
-        record, inputs = read_record(Path(chosen)), self.parts.inputs
+        record, inputs = read_record(Path(self._known(chosen))), self.parts.inputs
         _, variation = record.request.seeds(record.index)
         new = 0 if variation is None else variation + 1
         return {inputs["seed"]: record.seed, inputs["variation_strength"]: pictures.VARIED, inputs["variation_seed"]: new}
 
     def upscale(self, chosen: str) -> Changes:
-        """The shown picture's settings with a second, larger pass."""
-        if not chosen:
-            return NOTHING
-        record = read_record(Path(chosen))
-        return {self.parts.inputs["seed"]: record.seed, self.parts.inputs["hires.on"]: True}
+        """The shown picture, and no other of its run, with a second, larger pass."""
+        record, inputs = read_record(Path(self._known(chosen))), self.parts.inputs
+        return self._seeds(record) | {inputs["count"]: 1, inputs["hires.on"]: True}
 
     def show_overlay(self, chosen: str) -> Any:
         """For every control the map that was wanted, and how the picture lies on it."""
-        if not chosen:
-            return NOTHING
+        path = Path(self._known(chosen))
         try:
-            return gr.update(value=pictures.overlays(Path(chosen)), visible=True)
+            return gr.update(value=pictures.overlays(path), visible=True)
         except LimnError as error:
             raise gr.Error(words.plain(str(error), {}), print_exception=False) from None
 
@@ -227,8 +218,8 @@ class Handlers:
             self.parts.chosen: path,
             self.parts.result: "".join(words.note(sentence) for sentence in sentences),
             self.parts.download: gr.update(value=self.copy(path)),
-            self.parts.command: pictures.as_command(request),
-            self.parts.python: pictures.as_python(request),
+            self.parts.command: pictures.as_command(request, self.service.opening),
+            self.parts.python: pictures.as_python(request, self.service.opening),
             self.parts.overlay: gr.update(value=None, visible=False),
         }
 
@@ -236,9 +227,17 @@ class Handlers:
         """A copy that may be served: nothing else in the output folder can be reached."""
         return str(self.parts.download.move_resource_to_block_cache(path))
 
+    def _seeds(self, record: Record) -> Changes:
+        """What draws this picture of its run."""
+        seed, variation = record.request.seeds(record.index)
+        return {self.parts.inputs["seed"]: seed} | ({} if variation is None else {self.parts.inputs["variation_seed"]: variation})
+
     def _known(self, chosen: str) -> str:
+        """A drawn picture's file that is still there."""
         if not chosen:
             raise gr.Error("Nothing has been drawn yet: render a picture first.", print_exception=False)
+        if not Path(chosen).is_file():
+            raise gr.Error("This picture is no longer in the output folder: render it again.", print_exception=False)
         return chosen
 
     def asked(self, sent: Any) -> dict[str, Any]:
@@ -253,9 +252,13 @@ class Handlers:
         """The error in the visitor's terms: controls are counted from 1, an upload is known by its own name, not by where it lies."""
         alone = sum(bool(asked[f"control.{i}.on"]) for i in range(MAX_CONTROLS)) == 1
         names: dict[str, str] = {}
+        given = [i for i in range(MAX_CONTROLS) if form.is_given(asked, i)]  # a request counts these alone
         for i in range(MAX_CONTROLS):
             ours = "" if alone else f"control {i + 1}: "
-            names |= {f"controls.{i}.": ours, f"control {i} ({asked[f'control.{i}.kind']}): ": ours, f"control {i}: ": ours}
+            names[f"controls.{i}."] = ours
+            if i in given:
+                place = given.index(i)
+                names |= {f"control {place} ({asked[f'control.{i}.kind']}): ": ours, f"control {place}: ": ours}
             if asked[f"control.{i}.image"]:
                 names[f"{Path(asked[f'control.{i}.image']).parent}/"] = ""
         if asked.get("init_image"):

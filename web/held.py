@@ -15,6 +15,7 @@ from gradio.utils import get_upload_folder
 
 from core.errors import BadRequest
 
+UPLOADING = "uploading"  # what page.js adds while a picture is on its way
 PICTURES = ("image", "init_image")  # the last part of the names of inputs that hold an uploaded picture
 
 
@@ -69,10 +70,12 @@ def read(sent: Any, known: Mapping[str, Any]) -> dict[str, Any]:
     """Values by name: what a browser or a program sent, pictures as paths of their uploads, and for the rest what is `known`.
 
     Raises:
-        BadRequest: it is no dictionary, has a name that nothing has, or a picture that was not uploaded.
+        BadRequest: it is no dictionary, has a name that nothing has, or a picture that was not uploaded or not yet.
     """
     if not isinstance(sent, dict):
         raise BadRequest(f"the settings arrived as {type(sent).__name__}: send a dictionary, the values by name")
+    if sent.get(UPLOADING):
+        raise BadRequest("a picture is still being uploaded: wait until it is shown, then ask again")
     for name in sent:
         if name not in known:
             near = difflib.get_close_matches(name[:100], known, n=1, cutoff=0.5)

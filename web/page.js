@@ -4,6 +4,7 @@ window.limn = (() => {
   const QUIET_MS = 120, LATE_MS = 300; // so long nothing has changed; so late a change may arrive
   const HEAD = 64; // of a painting so much says what it is
   const tabs = {}, presses = {};
+  let kinds = {}, slots = []; // of control: what the prepared inputs show for each, and which there are
   let timer = 0, edited = 0, heard = 0;
 
   const tab = (name) => (tabs[name] ??= { values: {}, names: [], version: "", open: false });
@@ -23,6 +24,10 @@ window.limn = (() => {
   const arrived = async () => {
     do await new Promise((done) => setTimeout(done, 0));
     while (heard < edited && performance.now() < edited + LATE_MS);
+  };
+  const held = async (key) => {
+    await arrived();
+    return { ...tab(key).values };
   };
   addEventListener("input", () => { edited = performance.now(); }, true);
   addEventListener("mousedown", (event) => {
@@ -47,28 +52,35 @@ window.limn = (() => {
       return read(key);
     },
     open(key) { tab(key).open = true; },
-    // Everything, when the changes on their way have arrived.
+    know(shown, all) { [kinds, slots] = [shown, all]; },
+    // The inputs of a control unit as another kind has them, held at once: what is asked for now must not have the last kind's values.
+    turn(key, unit, kind) {
+      const own = kinds[kind] ?? {};
+      for (const slot in own) tab(key).values[unit + slot] = own[slot].value;
+      return slots.map((slot) => ({ __type__: "update", ...(own[slot] ?? { visible: false }) }));
+    },
+    // Everything, when the changes on their way have arrived; a picture that is still being sent is not among them, and this is told.
     async all(key) {
-      await arrived();
-      return { ...tab(key).values };
+      const values = await held(key);
+      return document.querySelector("#asked .uploading") ? { ...values, uploading: true } : values;
     },
     // The same, with the beginning of each painting alone.
     async sketch(key) {
       const short = (value) => (typeof value === "string" && value.startsWith("data:") ? value.slice(0, HEAD) : value);
-      return Object.fromEntries(Object.entries(await limn.all(key)).map(([name, value]) => [name, short(value)]));
+      return Object.fromEntries(Object.entries(await held(key)).map(([name, value]) => [name, short(value)]));
     },
     // Values whose names begin so.
     async some(key, ...beginnings) {
-      const found = Object.entries(await limn.all(key));
+      const found = Object.entries(await held(key));
       return Object.fromEntries(found.filter(([name]) => beginnings.some((beginning) => name.startsWith(beginning))));
     },
   };
 })();
 
-// Ctrl+Enter renders from anywhere: leaving the field first hands its last keystrokes over.
+// Ctrl+Enter renders from anywhere in Create, and draws Compare's grid: leaving the field first hands its last keystrokes over.
 addEventListener("keydown", (event) => {
   if (!event.ctrlKey || event.key !== "Enter") return;
   event.preventDefault();
   if (document.activeElement) document.activeElement.blur();
-  document.querySelector("#render").click();
+  [...document.querySelectorAll("#render, #draw-grid")].find((button) => button.offsetParent)?.click();
 }, true);

@@ -16,12 +16,14 @@ from core.errors import BadRequest
 from core.images import decode, read_png_text
 from core.provenance import Record, read_record
 from core.request import ControlUnit, RenderRequest, build_request
+from pipelines.opening import Opening
 from web.foreign import read_foreign
 from web.form import lora_text
 
 VARIED = 0.2  # how far a variation goes
 
 _OPTIONS = {"negative_prompt": "--negative", "guidance_scale": "--guidance"}
+MODELS_OWN = {"width", "height", "steps", "sampler", "schedule", "guidance_scale"}  # a model may have other defaults for what is left out
 _ELSEWHERE = ("width", "height", "controls", "hires", "inversion", "loras", "paste_back")
 
 
@@ -80,15 +82,15 @@ def overlays(path: Path) -> list[tuple[Image, str]]:
     return found
 
 
-def as_command(request: RenderRequest) -> str:
-    """The request as a `limn render` command."""
+def as_command(request: RenderRequest, opening: Opening | None = None) -> str:
+    """The request as a `limn render` command. opening: how its model was opened."""
     words = ["limn", "render"]
     default = RenderRequest()
     for name, value in request:
-        if name in _ELSEWHERE or value == getattr(default, name) or value is None:
+        if name in _ELSEWHERE or value is None or (value == getattr(default, name) and name not in MODELS_OWN):
             continue
         words += [_OPTIONS.get(name, f"--{name.replace('_', '-')}"), str(value)]
-    words += ["--size", f"{request.width}x{request.height}"] if (request.width, request.height) != (default.width, default.height) else []
+    words += ["--size", f"{request.width}x{request.height}"]
     words += ["--no-paste-back"] if not request.paste_back else []
     for unit in request.controls:
         words += ["--control", _control(unit)]
@@ -97,17 +99,26 @@ def as_command(request: RenderRequest) -> str:
     words += [] if request.inversion is None else ["--inversion", request.inversion.prompt]
     for lora in request.loras:
         words += ["--lora", lora_text(lora)]
+    words += [word for name, value in _chosen(opening).items() for word in (f"--{name}", value)]
     return shlex.join(words)
 
 
-def as_python(request: RenderRequest) -> str:
-    """The request as a program."""
-    values = json.loads(request.model_dump_json(exclude_defaults=True))
+def as_python(request: RenderRequest, opening: Opening | None = None) -> str:
+    """The request as a program. opening: how its model was opened."""
+    values = json.loads(request.model_dump_json(exclude_defaults=True)) | request.model_dump(include=MODELS_OWN)
+    chosen = _chosen(opening)
+    given = f", **Opening({', '.join(f'{name}={value!r}' for name, value in chosen.items())}).arguments" if chosen else ""
     return (
-        "from core.request import build_request\nfrom renderer import Renderer\n\n"
-        f"request = build_request({values!r})\n"
-        f"for picture in Renderer.open({request.model!r}).render(request):\n    print(picture.save('outputs'))\n"
+        "from core.request import build_request\n"
+        + ("from pipelines.opening import Opening\n" if chosen else "")
+        + f"from renderer import Renderer\n\nrequest = build_request({values!r})\n"
+        f"for picture in Renderer.open({request.model!r}{given}).render(request):\n    print(picture.save('outputs'))\n"
     )
+
+
+def _chosen(opening: Opening | None) -> dict[str, str]:
+    """What was chosen of how a model is opened."""
+    return {} if opening is None else {name: value for name, value in vars(opening).items() if value != getattr(Opening, name)}
 
 
 def _control(unit: ControlUnit) -> str:

@@ -3,6 +3,7 @@
 The thread loads the model first, so that a page can be up before; whoever asks in the meantime waits in the queue.
 """
 
+import contextlib
 import logging
 import threading
 import time
@@ -117,6 +118,28 @@ class Job:
             self.cancel()
 
 
+class Asking:
+    """What a visitor has begun to ask for, request after request: a cancel counts between them too, and while one is still being read."""
+
+    def __init__(self, service: "Service", visitor: str) -> None:
+        self.service, self.visitor = service, visitor
+        self.stopped = threading.Event()
+
+    def submit(self, request: RenderRequest) -> Job:
+        """As `Service.submit`.
+
+        Raises:
+            Cancelled: the visitor has stopped it already.
+            QueueFull: see there.
+        """
+        if self.stopped.is_set():
+            raise Cancelled("cancelled before the first step")
+        job = self.service.submit(request, self.visitor)
+        if self.stopped.is_set():  # since it was looked at above
+            job.cancel()
+        return job
+
+
 class Service:
     """Draws one request at a time, first come, first served."""
 
@@ -131,6 +154,7 @@ class Service:
         self._changed = threading.Condition()
         self._waiting: deque[Job] = deque()
         self._drawing: Job | None = None
+        self._asking: list[Asking] = []
         self._closed = False
 
     def start(self) -> None:
@@ -157,6 +181,18 @@ class Service:
             self._changed.notify_all()
         return job
 
+    @contextlib.contextmanager
+    def asking(self, visitor: str) -> Iterator[Asking]:
+        """What a visitor asks for until the block is left, which `cancel` stops as a whole."""
+        asking = Asking(self, visitor)
+        with self._changed:
+            self._asking.append(asking)
+        try:
+            yield asking
+        finally:
+            with self._changed:
+                self._asking.remove(asking)
+
     def models(self) -> list[str]:
         """Models to choose from: the one that is loaded, and all that are installed."""
         from pipelines.catalogue import installed
@@ -167,24 +203,14 @@ class Service:
         """The ControlNets of this machine that fit a kind and a model; none while the model is loading."""
         return [] if self._doctor is None else self._doctor.networks(kind, model, self.trained())
 
-    def count_tokens(self, prompt: str) -> tuple[int, int] | None:
-        """(tokens of the prompt, room for them); None while the model is loading, or where it reads text otherwise.
+    def count_tokens(self, prompt: str, model: str = "") -> tuple[int, int] | None:
+        """(tokens of the prompt, room for them) for a model, by default the page's own; None where they are not counted, or not yet.
 
         Raises:
             BadRequest: the prompt's syntax is wrong.
         """
-        renderer = self._renderer
-        if renderer is None:
-            return None
-        from pipelines.clip import count_tokens
-        from pipelines.engine import resolve
-        from pipelines.prompt import parse
-
-        family = renderer.engine.base(resolve(self.model))
-        tokenizer = getattr(family, "tokenizer", None)
-        if type(tokenizer).__name__ != "CLIPTokenizer":
-            return None
-        return count_tokens(tokenizer, parse(prompt, 1).parts[0].at(0))
+        doctor = self._doctor
+        return None if doctor is None else doctor.count_tokens(prompt, model)
 
     def examine(self, request: RenderRequest) -> "list[Finding] | None":
         """What will be wrong with a request, errors and warnings; None while the model is loading."""
@@ -194,6 +220,9 @@ class Service:
     def cancel(self, visitor: str) -> None:
         """Stop everything that a visitor has asked for."""
         with self._changed:
+            for asking in self._asking:
+                if asking.visitor == visitor:
+                    asking.stopped.set()
             jobs = [job for job in (self._drawing, *self._waiting) if job is not None and job.visitor == visitor]
         for job in jobs:
             job.cancel()

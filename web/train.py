@@ -97,6 +97,19 @@ class _Train:
             self.fields["folder"]: gr.update(choices=self.places.datasets(), value=train_folder.short(received.folder.absolute())),
         }
 
+    def remove(self, folder: Any) -> Changes:
+        """The chosen dataset, where it was uploaded, is no longer kept."""
+        try:
+            name = self.trainings.remove_upload(str(folder or ""))
+        except LimnError as error:
+            return {self.parts["checked"]: words.note(_plain(error), problem=True)}
+        return {
+            self.parts["checked"]: words.note(f"{name} is removed."),
+            self.parts["findings"]: "",
+            self.parts["sheet"]: gr.update(value=None, visible=False),
+            self.fields["folder"]: gr.update(choices=self.places.datasets(), value=""),
+        }
+
     def start(self, *values: Any) -> Changes:
         """A new training."""
         asked = self._named(values)
@@ -210,6 +223,7 @@ def build(tab: Any, tabs: Any, trainings: Trainings, create: Handlers) -> None:
     tab.select(handlers.open, run, outputs, **_QUIET)
     preset.input(handlers.fill, preset, outputs, **_QUIET)
     parts["upload"].upload(handlers.receive, parts["upload"], outputs, **_QUIET)
+    parts["remove"].click(handlers.remove, fields["folder"], outputs, **_QUIET)
     parts["check"].click(handlers.check, given, outputs, concurrency_limit=2, **_QUIET)
     parts["start"].click(handlers.start, given, outputs, **_QUIET)
     run.input(handlers.show, [run, gr.State(None)], outputs, **_QUIET)

@@ -57,6 +57,7 @@ def settings(parts: dict[str, Any]) -> tuple[dict[str, Any], Any]:
     with gr.Accordion("Upload pairs", open=False, elem_id="upload-pairs"):
         gr.HTML(words.note(UPLOAD))
         parts["upload"] = upload_file(label="Files", file_count="multiple", height=140, elem_id="dataset-files")
+        parts["remove"] = gr.Button("Remove the chosen upload", size="sm", elem_id="remove-upload")
     parts["check"] = gr.Button("Check the pairs", size="sm", elem_id="check-dataset")
     parts["checked"] = gr.HTML(elem_id="checked", elem_classes="unsaid")
     parts["findings"] = gr.HTML(elem_id="findings", elem_classes="unsaid")

@@ -19,7 +19,7 @@ from pathlib import Path
 import yaml
 
 from core import lock
-from core.errors import BadRequest
+from core.errors import BadRequest, shortened
 from core.files import publish
 from renderer import ROOT
 from training.config import ControlNetConfig
@@ -52,9 +52,11 @@ class Trainings:
         """Begin a training in the folder `config.train.out`; its name.
 
         Raises:
-            BadRequest: one is running, or the folder holds a training already.
+            BadRequest: one is running, the folder holds a training already, or the dataset is not there.
         """
         folder = config.train.out
+        if not config.data.folder.exists():
+            raise BadRequest(f"dataset {shortened(config.data.folder.name)} is not there: choose another")
         saved = (folder / "weights").exists() or any(folder.glob("checkpoints/step-*"))
         if folder.exists() and (saved or not (folder / SETTINGS).is_file()):
             raise BadRequest(f"{folder.name!r} exists already: resume it where it can be chosen, or give the new training another name")
@@ -81,6 +83,23 @@ class Trainings:
         """The training that runs now."""
         with self._turn:
             return self._running()
+
+    def remove_upload(self, text: str) -> str:
+        """Removes an uploaded dataset; its name.
+
+        Raises:
+            BadRequest: it is none, or is being trained on.
+        """
+        folder, uploads = Path(text.strip()).absolute(), self.places.uploads.absolute()
+        if folder.parent != uploads or folder.name == ".." or folder.is_symlink() or not folder.is_dir():
+            raise BadRequest(f"{shortened(text)} is no uploaded dataset: choose one from {uploads.name!r} first")
+        running = self.running()
+        if running is not None:
+            used = train_folder.read(self.places.run(running.name)).settings.get("data", {}).get("folder", "")
+            if Path(str(used)).absolute() == folder:
+                raise BadRequest(f"training {running.name!r} is reading {folder.name!r}: stop it first, or wait")
+        shutil.rmtree(folder)
+        return folder.name
 
     def networks(self) -> list[str]:
         """The trained ControlNets that can be drawn with, as a request calls them."""

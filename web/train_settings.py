@@ -199,7 +199,9 @@ def _asked(values: Values) -> dict[str, Any]:
         key, equals, text = line.partition("=")
         if not line.strip():
             continue
-        if not equals or not key.strip() or key.strip() in _APART or len(key) > MOST_CHARACTERS:
+        if equals and key.strip() in _APART:
+            raise BadRequest(f"further setting {shortened(key.strip())} cannot be given here: this page decides it, or has a field for it")
+        if not equals or not key.strip() or len(key) > MOST_CHARACTERS:
             raise BadRequest(f"further setting {shortened(line)}: write key=value, as in train.betas=[0.9, 0.99], one in a line")
         if key.strip() in values:
             raise BadRequest(f"further setting {shortened(key.strip())} has a field of its own: change it there")

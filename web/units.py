@@ -1,5 +1,6 @@
 """The control units: eight of them, made beforehand and hidden, so that adding one costs nothing and loses no text."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,8 +62,12 @@ def layout() -> Units:
     return Units(inputs, columns, maps, notes, add, removes, lasts)
 
 
-def wire(units: Units, size: dict[str, Any], sent: Any) -> None:
+def wire(page: Any, units: Units, size: dict[str, Any], sent: Any) -> None:
     """What the units do on their own. size: the inputs `width` and `height`; sent: what carries what inputs hold (see `web.held`)."""
+    kinds = {
+        kind: {slot: shown for slot, shown in zip(pool(), settings_of(kind), strict=True) if shown["visible"]} for kind in controls.names()
+    }
+    page.load(None, None, None, js=f"() => limn.know({json.dumps(kinds)}, {json.dumps(pool())})", api_visibility="private")
     on = [units.inputs[f"control.{i}.on"] for i in range(MAX_CONTROLS)]
     units.add.click(None, on, [*on, *units.columns], js=_ADD, api_visibility="private")
     every = []
@@ -74,7 +79,9 @@ def wire(units: Units, size: dict[str, Any], sent: Any) -> None:
         units.removes[i].click(None, None, [on[i], units.columns[i], image, own["painting"]], js=_REMOVE, api_visibility="private")
         shown: dict[str, Any] = {"inputs": sent, "outputs": [units.maps[i], units.notes[i]]}
         shown |= {"js": held.some_of(remembered.KEY, prefix, *size)} | _QUIET
-        kind.input(handlers.show_settings, kind, [own[slot] for slot in pool()], **_QUIET).then(handlers.show_map, **shown)
+        turn = f"kind => limn.turn({json.dumps(remembered.KEY)}, {json.dumps(prefix)}, kind)"
+        turned = kind.input(None, kind, [own[slot] for slot in pool()], js=turn, api_visibility="private")
+        turned.then(handlers.show_map, **shown)
         image.upload(handlers.notice_map, [kind, image], own["ready"], **_QUIET)
         again = gr.Button("Map", visible="hidden", elem_id=_button(i))
         again.click(handlers.show_map, trigger_mode="always_last", concurrency_limit=4, **shown)
@@ -103,10 +110,6 @@ class _UnitHandlers:
     def __init__(self, index: int, inputs: Mapping[str, Any], size: Mapping[str, Any], map_: Any, note: Any) -> None:
         self.index, self.map, self.note = index, map_, note
         self._known = held.opened(inputs) | held.opened(size)
-
-    def show_settings(self, kind: str) -> list[Any]:
-        """The chosen kind's own settings."""
-        return [gr.update(**shown) for shown in settings_of(kind)]
 
     def notice_map(self, kind: str, image: str | None) -> Any:
         """The *ready* switch, set when the uploaded picture is a finished map already."""

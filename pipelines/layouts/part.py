@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from core.errors import BadModel
+from core.making import ONE_AT_A_TIME
 from pipelines.layouts.gguf import give_packed, is_packed, shape_of
 from pipelines.loading import aligned, quiet
 from pipelines.place import Place
@@ -35,7 +36,7 @@ def outline(kind: Any, config: Mapping[str, Any]) -> Any:
     """A network of this class without weights: its parameters have shapes and nothing else, and take no memory."""
     from accelerate import init_empty_weights
 
-    with quiet(), init_empty_weights(include_buffers=False):
+    with ONE_AT_A_TIME, quiet(), init_empty_weights(include_buffers=False):
         if hasattr(kind, "from_config") and hasattr(kind, "config_name"):  # diffusers'
             return kind.from_config(dict(config))
         return kind(kind.config_class(**config))

@@ -36,12 +36,15 @@ def test_a_comparison_is_drawn_cell_by_cell(page: Page, picture_file: Path, tmp_
         "Guidance 'much' is not a number: write numbers between commas, as in 1, 2."
     )
     fill(page, 1, "1")
-    page.locator("#draw-grid").click()
+    page.keyboard.press("Control+Enter")
     expect(page.locator("#compare-said")).to_have_text("2 pictures are compared.")
     expect(page.locator("#plot")).to_be_hidden()  # of seeds there is nothing to plot
     save(page, tmp_path / "grid.png")
     assert read_record(tmp_path / "grid.png").seed == 1
     assert np.array_equal(shown(page, "#grid"), pixels(tmp_path / "grid.png"))
+    page.get_by_role("tab", name="Create", exact=True).click()
+    expect(page.locator("#prompt textarea")).to_be_visible()
+    expect(page.locator("#status p")).to_have_count(0)  # nothing was rendered behind the grid
 
 
 def test_fidelity_is_plotted_against_weight_and_window(page: Page, picture_file: Path, tmp_path: Path) -> None:

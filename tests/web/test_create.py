@@ -2,9 +2,12 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 from playwright.sync_api import Page, expect
 
+import controls
+from core.images import encode_png
 from tests.web.conftest import ROOT
 from tests.web.steps import choose, download, pixels, render, upload
 
@@ -75,3 +78,34 @@ def test_a_run_of_several_and_what_can_be_done_with_one(page: Page, tmp_path: Pa
     render(page, steps=2)
     expect(page.locator("#command")).to_contain_text("--init-image")
     assert download(page, tmp_path / "second.png").request.init_image is not None
+
+
+def test_nothing_is_rendered_without_a_picture_that_is_on_its_way(page: Page, tmp_path: Path) -> None:
+    noise_HWC = np.random.default_rng(0).integers(0, 256, (1000, 1000, 3), np.uint8)
+    (tmp_path / "noise.png").write_bytes(encode_png(noise_HWC))
+    network = page.context.new_cdp_session(page)
+    slow = {"offline": False, "latency": 0, "downloadThroughput": -1, "uploadThroughput": 1_000_000}
+    network.send("Network.emulateNetworkConditions", slow)  # three megabytes take three seconds
+    upload(page, tmp_path / "noise.png")
+    page.locator("#image-0 .uploading").wait_for()
+    page.locator("#render").click()
+    expect(page.locator("#status [role=alert]")).to_have_text("A picture is still being uploaded: wait until it is shown, then ask again.")
+    expect(page.locator("#map-0 img")).to_be_visible()
+    render(page, steps=1)
+    assert len(download(page, tmp_path / "controlled.png").request.controls) == 1
+
+
+def test_what_is_rendered_the_moment_its_kind_is_chosen_has_that_kind_s_settings(page: Page, picture_file: Path, tmp_path: Path) -> None:
+    upload(page, picture_file)
+    expect(page.locator("#map-0 img")).to_be_visible()
+    page.locator("#steps input").fill("1")
+    page.locator("#prompt textarea").fill("a blue cube")
+    for number, kind in enumerate(("depth", "canny")):
+        page.locator("#seed input").fill(str(number))
+        page.locator("#kind-0 input").click()
+        page.locator("#kind-0 [role=option]").filter(has_text=kind).first.click()
+        page.keyboard.press("Control+Enter")
+        expect(page.locator("#status")).to_contain_text(f"seed {number}.")
+        (unit,) = download(page, tmp_path / f"{kind}.png").request.controls
+        assert (unit.kind, set(unit.params)) == (kind, set(controls.get(kind).params.model_fields))
+    expect(page.locator("#settings-0").get_by_text("Low", exact=True)).to_be_visible()

@@ -27,6 +27,15 @@ class Example(Frozen):
     strange: tuple[int, ...] = ()
 
 
+def test_the_page_offers_every_sampler_and_schedule() -> None:
+    from pipelines.samplers import SAMPLERS
+    from pipelines.schedules import SCHEDULES
+    from web import create
+
+    assert list(SAMPLERS) == create.SAMPLERS
+    assert list(SCHEDULES) == create.SCHEDULES
+
+
 @pytest.mark.parametrize(
     ("name", "kind", "expected"),
     [

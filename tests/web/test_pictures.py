@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,9 @@ from core.errors import BadImage, BadRequest
 from core.images import encode_png
 from core.provenance import ControlRecord, Record, WeightFile, write_picture
 from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest
+from pipelines.families.flux import Flux
+from pipelines.opening import Opening
+from pipelines.planning import with_defaults
 from web import pictures, sizes
 
 A1111 = """a cat, (sitting:1.2)
@@ -84,6 +88,28 @@ def test_settings_of_other_programs(texts: dict[str, str], origin: str, wanted: 
     assert found.lost == lost
 
 
+def test_what_is_not_restored_is_named(tmp_path: Path) -> None:
+    more = ", Variation seed: 3, Variation seed strength: 0.4, ENSD: 31337, Eta: 0.67, VAE: other.safetensors, Version: v1.9.0"
+    begun = pictures.read_settings(written(tmp_path, {"parameters": f"a cat\nSteps: 9, Sampler: Euler, Denoising strength: 0.6{more}"}))
+    assert (begun.request.variation_seed, begun.request.variation_strength, begun.request.steps) == (3, 0.4, 9)
+    assert begun.lost == ["the picture it began from", "ENSD 31337", "Eta 0.67", "VAE other.safetensors"]
+    larger = "a cat\nSteps: 9, Sampler: Euler, Denoising strength: 0.6, Hires upscale: 1.5, Hires steps: 8, Hires upscaler: "
+    found = pictures.read_settings(written(tmp_path, {"parameters": f"{larger}Latent"}))
+    assert (found.request.hires, found.lost) == (Hires(scale=1.5, steps=8, strength=0.6), [])
+    other = pictures.read_settings(written(tmp_path, {"parameters": f"{larger}R-ESRGAN 4x+"}))
+    assert (other.request.hires, other.lost) == (None, ["the second pass with the upscaler 'R-ESRGAN 4x+'"])
+    graph = {key: {"class_type": node["class_type"], "inputs": dict(node["inputs"])} for key, node in COMFY.items()}
+    graph["3"]["inputs"]["denoise"] = 0.5
+    graph |= {"11": {"class_type": "LoraLoader", "inputs": {"lora_name": "bold.safetensors"}}}
+    graph |= {"12": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -2}}}
+    comfy = pictures.read_settings(written(tmp_path, {"prompt": json.dumps(graph)}))
+    assert comfy.request.clip_skip == 2
+    assert comfy.lost[1:3] == ["the LoRA 'bold.safetensors'", "the picture it began from"]
+    invoke = INVOKE | {"loras": [{}], "clip_skip": 1, "strength": 0.5, "vae": None}
+    made = pictures.read_settings(written(tmp_path, {"invokeai_metadata": json.dumps(invoke)}))
+    assert (made.request.clip_skip, made.lost[1:3]) == (2, ["the picture it began from", "loras"])
+
+
 @pytest.mark.parametrize(
     "texts",
     [
@@ -114,7 +140,34 @@ def test_a_loop_in_a_graph_ends(tmp_path: Path) -> None:
 def test_an_inversion_is_asked_for_by_its_prompt() -> None:
     request = RenderRequest(init_image=Path("a.png"), inversion=Inversion(prompt="a photo of a cone"), vae="some/vae")
     words = shlex.split(pictures.as_command(request))
-    assert words == ["limn", "render", "--vae", "some/vae", "--init-image", "a.png", "--inversion", "a photo of a cone"]
+    own = shlex.split("--steps 20 --sampler euler --schedule uniform --guidance 4.0")
+    given = ["--vae", "some/vae", *own, "--init-image", "a.png", "--size", "128x128", "--inversion", "a photo of a cone"]
+    assert words == ["limn", "render", *given]
+
+
+def read_back(command: str, monkeypatch: pytest.MonkeyPatch) -> tuple[RenderRequest, dict[str, Any]]:
+    """What `limn render` would draw, and the options of how it opens the model."""
+    asked: list[Any] = []
+
+    def noted(renderer: Any, request: RenderRequest) -> list[Any]:
+        asked.append(request)
+        return []
+
+    monkeypatch.setattr(cli.render, "open_renderer", lambda model, options: asked.append(options))
+    monkeypatch.setattr(cli.render, "stream", noted)
+    monkeypatch.setattr("core.terminal.report", lambda *_: None)
+    words = shlex.split(command)
+    assert words[:2] == ["limn", "render"]
+    cli.run(words[1:])
+    options, request = asked
+    return request, options
+
+
+def program(text: str) -> dict[str, Any]:
+    """What a program's first lines make, without the drawing."""
+    names: dict[str, Any] = {}
+    exec(text[: text.index("for picture")], names)
+    return names
 
 
 def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,19 +177,7 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
         prompt="a 'red' cube, on $HOME", negative_prompt="-x", width=96, steps=3, seed=5, guidance_scale=2.5, sampler="ddim", eta=0.5,
         hires=Hires(scale=1.5), loras=(LoraUnit(name="bold", weight=0.5),), controls=(control, ready),
     )  # fmt: skip
-    asked: list[RenderRequest] = []
-
-    def noted(renderer: Any, request: RenderRequest) -> list[Any]:
-        asked.append(request)
-        return []
-
-    monkeypatch.setattr(cli.render, "open_renderer", lambda *_: None)
-    monkeypatch.setattr(cli.render, "stream", noted)
-    monkeypatch.setattr("core.terminal.report", lambda *_: None)
-    words = shlex.split(pictures.as_command(request))
-    assert words[:2] == ["limn", "render"]
-    cli.run(words[1:])
-    (got,) = asked
+    got, _ = read_back(pictures.as_command(request), monkeypatch)
     assert got.model_copy(update={"controls": ()}) == request.model_copy(update={"controls": ()})
     assert [one.model_dump(exclude={"params"}) for one in got.controls] == [one.model_dump(exclude={"params"}) for one in request.controls]
     assert got.controls[0].params["low"] == 20
@@ -144,11 +185,26 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_program_asks_for_the_same() -> None:
     request = RenderRequest(prompt='quote " and \\', controls=(ControlUnit(kind="depth", image=Path("d.png"), ready=True, weight=0.5),))
-    program = pictures.as_python(request)
-    start = program.index("request = ")
-    names: dict[str, Any] = {}
-    exec("from core.request import build_request\n" + program[start : program.index("for picture")], names)
-    assert names["request"] == request
+    assert program(pictures.as_python(request))["request"] == request
+
+
+def test_a_model_s_own_defaults_do_not_take_the_place_of_what_was_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    request = RenderRequest(model="some/model")  # all of it was asked for, though each is what Limn takes by itself
+    own = {"width": 512, "height": 512, "steps": 25, "guidance_scale": 7.0, "sampler": "dpmpp_2m", "schedule": "karras"}
+    family: Any = SimpleNamespace(defaults=own)
+    for got in (read_back(pictures.as_command(request), monkeypatch)[0], program(pictures.as_python(request))["request"]):
+        assert with_defaults(got, family) == request
+    flux: Any = Flux.defaults
+    assert own.keys() | flux.fget(SimpleNamespace(guidance="none", extra="nothing")).keys() <= pictures.MODELS_OWN
+
+
+def test_how_the_page_has_opened_the_model_is_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    opening = Opening(device="cpu", dtype="bfloat16", offload="model")
+    _, options = read_back(pictures.as_command(RenderRequest(), opening), monkeypatch)
+    assert Opening.asked(options) == opening
+    text = pictures.as_python(RenderRequest(), opening)
+    assert "Renderer.open('toyland', **Opening(device='cpu', dtype='bfloat16', offload='model').arguments)" in text
+    assert program(text)["Opening"] is Opening
 
 
 @pytest.mark.parametrize("aspect", sizes.ASPECTS)

@@ -97,3 +97,9 @@ def test_an_uploaded_dataset_is_checked_like_any_other(page: Page, site: Site, t
     page.locator("#check-dataset").click()
     expect(page.locator("#checked")).to_have_text("4 pairs, nothing that training would stop at.")
     assert shown(page, "#sheet").shape[2] == 3
+    page.locator("#remove-upload").click()
+    expect(page.locator("#checked")).to_have_text(f"{folder.name} is removed.")
+    expect(page.locator("#dataset input")).to_have_value("")
+    assert not folder.exists()
+    page.locator("#remove-upload").click()
+    expect(page.locator("#checked [role=alert]")).to_contain_text("is no uploaded dataset: choose one from 'uploads' first.")

@@ -57,8 +57,29 @@ def wait(trainings: Trainings, name: str, until: str) -> Told:
         time.sleep(0.1)
 
 
+def test_a_dataset_that_is_not_there_is_refused_at_once(trainings: Trainings, tmp_path: Path) -> None:
+    with pytest.raises(BadRequest, match="dataset 'nowhere' is not there: choose another"):
+        trainings.start(config(tmp_path / "base", trainings.runs / "mine", tmp_path / "nowhere"))
+    assert not trainings.runs.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "uploads", "uploads/..", "uploads/../other", "uploads/link", "uploads/none", "uploads/one/canny", "/etc"]
+)
+def test_nothing_but_an_upload_is_removed(name: str, trainings: Trainings, tmp_path: Path) -> None:
+    (tmp_path / "uploads").mkdir()
+    for folder in (write_pairs(tmp_path / "uploads" / "one", 1), write_pairs(tmp_path / "other", 1)):
+        assert (folder / "canny" / "0.png").is_file()
+    (tmp_path / "uploads" / "link").symlink_to(tmp_path / "other")
+    with pytest.raises(BadRequest, match="is no uploaded dataset: choose one from 'uploads' first"):
+        trainings.remove_upload(str(tmp_path / name))
+    assert len(list(tmp_path.rglob("0.png"))) == 4
+    assert trainings.remove_upload(f"{tmp_path / 'uploads' / 'one'} ") == "one"
+    assert not (tmp_path / "uploads" / "one").exists()
+
+
 def test_one_training_at_a_time_stopped_and_resumed(models: Path, trainings: Trainings, tmp_path: Path) -> None:
-    settings = config(models / "base", trainings.runs / "mine", write_pairs(tmp_path / "pairs"))
+    settings = config(models / "base", trainings.runs / "mine", write_pairs(tmp_path / "uploads" / "pairs"))
     assert trainings.start(settings) == "mine"
     running = trainings.running()
     assert running is not None
@@ -67,6 +88,8 @@ def test_one_training_at_a_time_stopped_and_resumed(models: Path, trainings: Tra
     with pytest.raises(BadRequest, match="training 'mine' is running, and there is one at a time"):
         trainings.start(other)
     assert not (trainings.runs / "other").exists()
+    with pytest.raises(BadRequest, match="training 'mine' is reading 'pairs': stop it first"):
+        trainings.remove_upload(str(tmp_path / "uploads" / "pairs"))
     assert wait(trainings, "mine", "step").step >= 1
 
     later = Trainings(trainings.places)  # another page, as after a crash of the first
@@ -90,11 +113,12 @@ def test_one_training_at_a_time_stopped_and_resumed(models: Path, trainings: Tra
 
 
 def test_what_fails_says_why_and_can_be_started_again(models: Path, trainings: Trainings, tmp_path: Path) -> None:
-    settings = config(models / "base", trainings.runs / "mine", tmp_path / "missing")
+    (tmp_path / "empty").mkdir()
+    settings = config(models / "base", trainings.runs / "mine", tmp_path / "empty")
     trainings.start(settings)
     told = wait(trainings, "mine", "end")
     assert told.problem is not None
-    assert told.problem.startswith(f"dataset {str(tmp_path / 'missing')!r} cannot be read")
+    assert told.problem.startswith(f"dataset {str(tmp_path / 'empty')!r} is of no known format")
     trainings.start(settings)
     trainings.stop()
     stopped = wait(trainings, "mine", "end")
