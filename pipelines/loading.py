@@ -2,7 +2,6 @@
 
 import json
 import struct
-import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,7 +15,6 @@ from pipelines.place import Place
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl", ".pickle")
 WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
 _SHOWN_KEYS = 3
-_ALONE = threading.RLock()
 _ALIGNMENT = 64  # bytes: what torch's own allocator gives
 _MAGIC = {b"PK\x03\x04": "PyTorch's zip of pickles"} | {bytes((0x80, protocol)): "a pickle" for protocol in range(2, 6)}
 
@@ -150,31 +148,22 @@ def load_tokenizer(kind: Any, folder: Path) -> Any:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No progress bars and no remarks of the model libraries: what matters is raised. One thread at a time is inside.
-
-    What is changed here holds for the whole process, and so does how these libraries make networks without memory: a network that another
-    thread made meanwhile would have none either.
-    """
+    """No progress bars and no remarks of the model libraries: what matters is raised."""
     import diffusers.utils.logging
     import transformers.utils.logging
 
-    with _ALONE:
-        yield from _quiet(diffusers.utils.logging, transformers.utils.logging)
-
-
-def _quiet(diffusers_log: Any, transformers_log: Any) -> Iterator[None]:
-    before = diffusers_log.get_verbosity(), transformers_log.get_verbosity()
-    diffusers_log.set_verbosity(diffusers_log.CRITICAL)
-    transformers_log.set_verbosity(transformers_log.CRITICAL)
-    transformers_log.disable_progress_bar()
+    before = diffusers.utils.logging.get_verbosity(), transformers.utils.logging.get_verbosity()
+    diffusers.utils.logging.set_verbosity(diffusers.utils.logging.CRITICAL)
+    transformers.utils.logging.set_verbosity(transformers.utils.logging.CRITICAL)
+    transformers.utils.logging.disable_progress_bar()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # of how their own classes will be named one day
             yield
     finally:
-        diffusers_log.set_verbosity(before[0])
-        transformers_log.set_verbosity(before[1])
-        transformers_log.enable_progress_bar()
+        diffusers.utils.logging.set_verbosity(before[0])
+        transformers.utils.logging.set_verbosity(before[1])
+        transformers.utils.logging.enable_progress_bar()
 
 
 def _conversion() -> str:
