@@ -38,6 +38,8 @@ class Reporter:
 
     def _go_on(self) -> None:
         """Steps that a cut run logged and did not save come again: their rows go, and the shown loss goes on from the others."""
+        if not self.path.is_file():
+            return
         try:
             lines = self.path.read_text().splitlines(keepends=True)
             steps = [json.loads(line)["step"] for line in lines]
