@@ -13,11 +13,13 @@ _FETCHED = [f"*{ending}" for ending in (".parquet", ".tar", ".jsonl", "prompt.js
 def located(folder: Path) -> Path:
     """The folder or file itself where it is there, else the folder of the hub's dataset of this name, downloaded unless it is here already.
 
+    What would lie in a folder that is there is a path with a mistake in it, and no name.
+
     Raises:
         BadRequest: there is neither, or it cannot be had.
     """
     name = folder.as_posix()
-    if folder.exists() or not is_hub_id(name):
+    if folder.exists() or folder.parent.is_dir() or not is_hub_id(name):
         return folder
     from huggingface_hub import snapshot_download
 

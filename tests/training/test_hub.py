@@ -36,6 +36,7 @@ def test_a_name_is_the_folder_that_was_fetched(hub: Path, tmp_path: Path) -> Non
     (tmp_path / "somebody" / "circles").mkdir(parents=True)
     assert located(Path("somebody/circles")) == Path("somebody/circles")  # what is here is meant first
     assert located(tmp_path / "nowhere") == tmp_path / "nowhere"  # and no path is a name
+    assert located(Path("somebody/cirlces")) == Path("somebody/cirlces")
 
 
 def test_a_run_on_it_says_its_name_and_leaves_the_hubs_folder_alone(hub: Path, base: Path, tmp_path: Path) -> None:
