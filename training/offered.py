@@ -5,7 +5,7 @@ A link in Limn's models folder; the weights stay where they are, and a link whos
 
 from pathlib import Path
 
-from pipelines.catalogue import installed
+from pipelines.catalogue import installed, renew
 from pipelines.engine import models_folder
 
 FOLDER = "trained"
@@ -28,5 +28,5 @@ def offer(weights: Path) -> str | None:
         return None
     for one in installed():
         if one.path == link:
-            one.hashes()  # those of an earlier end of the run are no longer what `limn models check` compares with
+            renew(one)
     return f"{FOLDER}/{link.name}"

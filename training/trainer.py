@@ -6,15 +6,11 @@ same whatever the processes and micro-batches are, and so are the weights, to ro
 
 import errno
 import math
-import os
 import resource
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from types import FrameType
 from typing import Any
 
 import accelerate
@@ -38,6 +34,7 @@ from training.progress import Reporter
 from training.randomness import Draws, Order, key
 from training.sharding import check_sharding, split_state, whole_state
 from training.sharding import whole as gathered
+from training.signals import outlive_sigterm, stop_signals
 from training.task import OnStep, Run, Task, WithBuckets, WithFrozen, WithSettings
 from training.zero import Zero
 
@@ -135,7 +132,7 @@ class _Trainer:
         consumed = self.order.begin(consumed)
         run = Run(start, self.task, config, self.average, main)
         reporting = Reporter(config.out, self.task.name, start, config.steps, quiet=not main)
-        with self._fast(notes), reporting as reporter, _stop_signals() as stop:
+        with self._fast(notes), reporting as reporter, stop_signals() as stop:
             run.say = reporter.say
             for note in notes:
                 reporter.say(f"{self.task.name}: {note}")
@@ -233,7 +230,7 @@ class _Trainer:
             batch_size=None,
             collate_fn=_unchanged,
             num_workers=config.workers,
-            worker_init_fn=_outlive_sigterm,
+            worker_init_fn=outlive_sigterm,
             pin_memory=self.accelerator.device.type == "cuda",
             generator=torch.Generator(),
         )
@@ -363,39 +360,3 @@ def _order(task: Task, config: TrainConfig) -> Order | BucketOrder:
 
 def _unchanged(batch: Any) -> Any:
     return batch
-
-
-def _outlive_sigterm(worker: int) -> None:
-    """A worker goes on when all processes of a run are told to stop, as torchrun and schedulers do: the step is finished with its samples.
-
-    It ends when the training does or is killed, and when the training itself tells it to, as Python does at its exit.
-    """
-    if not hasattr(signal, "sigwaitinfo"):  # not on Linux
-        return
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-    def listen() -> None:
-        while (told := signal.sigwaitinfo({signal.SIGTERM})) is None or told.si_pid != os.getppid():
-            pass
-        os._exit(0)
-
-    threading.Thread(target=listen, daemon=True).start()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """An event that Ctrl-C and SIGTERM set, so that the step in work is finished and saved first. Only the main thread can hear them."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        stop.set()
-
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

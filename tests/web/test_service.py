@@ -94,7 +94,10 @@ def test_the_doctor_is_asked_while_a_picture_is_drawn_and_moves_no_weight(servic
     assert list(service._renderer.engine._bases) == loaded
 
 
-def test_only_networks_that_fit_are_offered(service: Service, idle: Service, models: Path) -> None:
+def test_only_networks_that_fit_are_offered(
+    service: Service, idle: Service, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LIMN_MODELS", str(tmp_path))  # what other tests have trained is offered too
     assert idle.networks("canny", "") == []
     assert service.loaded.wait(100)
     offered = [Path(name).name for name in service.networks("canny", "")]
