@@ -75,7 +75,8 @@ class Opening:
         """How the model lies in memory; None by default."""
         from pipelines.residency import Memory
 
-        return Memory.asked(vars(self))
+        memory = Memory(**{field.name: getattr(self, field.name) for field in fields(Memory)})
+        return None if memory == Memory() else memory
 
     @property
     def on_cpu(self) -> bool:

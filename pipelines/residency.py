@@ -5,7 +5,7 @@ is drawn but `storage` and `quantise`, which round weights.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -51,12 +51,6 @@ class Memory:
     storage: Storage = "as_computed"
     quantise: Quantise = "none"
     attention: str | None = None
-
-    @classmethod
-    def asked(cls, options: Mapping[str, Any]) -> "Memory | None":
-        """What options of a command line say, by the names of the fields; None where all are as they are by default."""
-        memory = cls(**{field.name: options[field.name] for field in fields(cls)})
-        return None if memory == cls() else memory
 
     def check(self, device: str = "cpu") -> None:
         """

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from core.errors import BadRequest
 from core.images import decode
@@ -16,6 +17,7 @@ from pipelines.engine import choose_place
 from pipelines.quantise import QUANTISED
 from pipelines.residency import ATTENTION, OFFLOADS, STORAGES, Memory
 from tests.cli.conftest import SIZE, limn
+from web.service import Service
 
 
 def drawn(folder: str) -> list[np.ndarray]:
@@ -74,8 +76,8 @@ def test_what_cannot_be_is_one_line(
 
 def test_only_what_differs_counts() -> None:
     values = {"offload": "none", "storage": "as_computed", "quantise": "none", "attention": None, "seed": 3}
-    assert Memory.asked(values) is None
-    assert Memory.asked(values | {"offload": "group"}) == Memory(offload="group")
+    assert opening.Opening.asked(values).memory is None
+    assert opening.Opening.asked(values | {"offload": "group"}).memory == Memory(offload="group")
 
 
 @pytest.mark.parametrize("command", [("render", "jobs.jsonl"), ("render", "-p", "a cube")], ids=["batch", "single"])
@@ -90,13 +92,15 @@ def test_numbers_are_chosen_recorded_and_needed_to_draw_again(house: Path, comma
 
 
 def test_the_page_opens_its_model_so(house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[opening.Opening] = []
+    opened: list[Service] = []
     monkeypatch.setattr("web.server.private_cache", contextlib.nullcontext)
-    monkeypatch.setattr("app.build", lambda service, trainings: opened.append(service.opening))
+    monkeypatch.setattr("app.build", lambda service, trainings: opened.append(service))
     monkeypatch.setattr("web.server.serve", lambda page, service, **options: None)
     assert limn("ui", "--model", house / "base", "--dtype", "bfloat16", "--offload", "group") == 0
-    assert opened == [opening.Opening(dtype="bfloat16", offload="group")]
-    assert opened[0].arguments == {"device": None, "dtype": "bfloat16", "memory": Memory(offload="group")}
+    (service,) = opened
+    assert service.opening == opening.Opening(dtype="bfloat16", offload="group")
+    engine = service._open().engine
+    assert (engine.place.dtype, engine.memory) == (torch.bfloat16, Memory(offload="group"))
 
 
 def test_the_cpu_has_no_numbers_and_a_gpu_only_those_it_has(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,15 +63,8 @@ def test_a_project_that_is_not_reached_later_ends_no_training(wandb: None, capsy
 def test_a_folder_of_that_name_is_not_the_library(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """wandb writes its runs into a folder `wandb` where it is started, which can be imported."""
     (tmp_path / "wandb").mkdir()
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [str(tmp_path), *(entry for entry in sys.path if not (Path(entry) / "wandb").exists())])
     monkeypatch.delitem(sys.modules, "wandb", raising=False)
-    try:
-        import wandb
-
-        assert wandb.__file__ is None
-        with pytest.raises(BadRequest, match="not installed"):
-            check_installed("mine")
-    except AssertionError:
-        pytest.skip("wandb is installed")
-    finally:
-        sys.modules.pop("wandb", None)
+    with pytest.raises(BadRequest, match="not installed"):
+        check_installed("mine")
+    assert sys.modules.pop("wandb").__file__ is None
