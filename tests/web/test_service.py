@@ -2,6 +2,7 @@
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from core.provenance import read_record
 from core.request import RenderRequest
 from renderer import Picture, Renderer
 from web import service as module
-from web.service import Drawing, Finished, Job, Service, Waiting
+from web.service import Drawing, Finished, Job, News, Service, Waiting
 
 
 def request(**values: Any) -> RenderRequest:
@@ -51,8 +52,20 @@ def at_step(service: Service, number: int, act: Any) -> list[int]:
     return calls
 
 
+def heard(job: Job, drawing: threading.Event) -> list[News]:
+    """All that a listener hears; `drawing` is set at the first word of a step, for which a step may wait."""
+    news = []
+    for one in job.follow():
+        news.append(one)
+        if isinstance(one, Drawing):
+            drawing.set()
+    return news
+
+
 def test_a_picture_is_what_the_renderer_draws_and_is_published(service: Service, models: Path) -> None:
-    news = list(service.submit(request(steps=60), "me").follow())
+    listened = threading.Event()
+    at_step(service, 30, lambda: listened.wait(100))
+    news = heard(service.submit(request(steps=60), "me"), listened)
     last = news[-1]
     assert isinstance(last, Finished)
     drawn = [item for item in news if isinstance(item, Drawing)]
@@ -66,8 +79,11 @@ def test_a_picture_is_what_the_renderer_draws_and_is_published(service: Service,
 
 
 def test_previews_are_pictures_of_the_whole_size(service: Service) -> None:
-    previews = [news.preview for news in service.submit(request(steps=800), "me").follow() if isinstance(news, Drawing)]
-    found = [preview for preview in previews if preview is not None]
+    listened = threading.Event()
+    at_step(service, 3, lambda: time.sleep(module.FIRST_PREVIEW_S))  # by the end of this step a preview is due
+    at_step(service, 5, lambda: listened.wait(100))
+    news = heard(service.submit(request(steps=8), "me"), listened)
+    found = [one.preview for one in news if isinstance(one, Drawing) and one.preview is not None]
     assert found
     assert {(preview.shape, preview.dtype) for preview in found} == {((64, 64, 3), np.dtype(np.uint8))}
 
@@ -115,14 +131,20 @@ def test_only_the_visitors_own_work_is_cancelled(service: Service) -> None:
 
 
 def test_who_stops_listening_stops_the_work(service: Service) -> None:
-    listening = service.submit(request(steps=500), "me").follow()
-    gone = threading.Event()
-    calls = at_step(service, 3, gone.set)
-    while not gone.is_set():
+    drawing, gone = threading.Event(), threading.Event()
+
+    def wait() -> None:
+        drawing.set()
+        gone.wait(100)
+
+    calls = at_step(service, 3, wait)
+    listening = service.submit(request(steps=50), "me").follow()
+    while not drawing.is_set():
         next(listening)
     listening.close()  # type: ignore[attr-defined]  # as Gradio does when the page is closed
+    gone.set()
     finished(service.submit(request(), "you"))
-    assert len(calls) < 500
+    assert len(calls) == 3 + 4  # the step in which it was closed was the last
 
 
 def test_waiting_jobs_know_their_place(idle: Service) -> None:
