@@ -241,15 +241,15 @@ BOMBS = {
 def test_bombs_are_defused_at_once(name: str) -> None:
     seconds = []
     for _ in range(3):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             image_HWC = decode(BOMBS[name])
         except BadImage:
             pass
         else:  # what could explode was never needed: the picture itself is small and whole
             assert image_HWC.shape == (8, 8, 3)
-        seconds.append(time.perf_counter() - start)
-    assert min(seconds) < 0.05  # the best of three: other processes share this machine
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.05  # of this process, and the best of three: other processes share this machine
 
 
 def test_limits_stand_in_the_message(tmp_path: Path) -> None:
@@ -348,7 +348,7 @@ def test_ten_thousand_mutated_pictures_raise_nothing_but_bad_image() -> None:
     ]
     messages, slowest = [], 0.0
     for data in mutations(seeds, 10_000):
-        start = time.perf_counter()
+        start = time.process_time()
         try:
             image_HWC = decode(data)
         except BadImage as error:
@@ -357,7 +357,7 @@ def test_ten_thousand_mutated_pictures_raise_nothing_but_bad_image() -> None:
             assert image_HWC.dtype == np.uint8
             assert image_HWC.ndim == 3
             assert image_HWC.shape[2] == 3
-        slowest = max(slowest, time.perf_counter() - start)
+        slowest = max(slowest, time.process_time() - start)
     assert not any("\n" in message for message in messages)
     assert 3000 < len(messages) < 10_000  # otherwise the mutations are too weak or too strong to say anything
     assert slowest < 0.25

@@ -247,9 +247,9 @@ def test_long_prompts_take_no_more_than_a_moment() -> None:
         "a " + " " * 99_000 + "b",
         " " * 90_000 + " AND b :" + "0" * 9_000,
     ):
-        started = time.monotonic()
+        started = time.thread_time()
         parse(text, 20)
-        assert time.monotonic() - started < 20  # a second or two here; a machine may be ten times slower
+        assert time.thread_time() - started < 20  # a second or two here; a machine may be ten times slower
 
 
 def test_escaped_text_means_itself() -> None:

@@ -121,7 +121,7 @@ def test_growth_and_time_are_bounded(folder: Path) -> None:
         (folder / f"g{i}.txt").write_text(" ".join([f"__g{i + 1}__"] * 10) + "\n")
     (folder / "g8.txt").write_text("word\n")
     for prompt in ("__g0__", "{" * 50_000, "{|" * 25_000 + "}" * 25_000, "{a|" * 300 + "}" * 300, "__" * 50_000, "{a}" * 33_000):
-        started = time.monotonic()
+        started = time.thread_time()
         with contextlib.suppress(BadRequest):
             expand(prompt, 0, folder)
-        assert time.monotonic() - started < 20
+        assert time.thread_time() - started < 20

@@ -48,10 +48,10 @@ def test_distributions() -> None:
 def test_a_batch_of_noise_is_cheap() -> None:
     times = []
     for first in range(0, 640, 32):
-        start = time.perf_counter()
+        start = time.thread_time()
         Draws(0, range(first, first + 32)).normal((4, 16, 16))
-        times.append(time.perf_counter() - start)
-    assert min(times) < 3e-3  # 0.4 ms on an idle core; the limit leaves room for a slow and busy one
+        times.append(time.thread_time() - start)
+    assert min(times) < 3e-3  # seconds of this thread: 0.4 ms on an idle core
 
 
 def test_every_epoch_is_another_permutation() -> None:

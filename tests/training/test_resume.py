@@ -87,21 +87,20 @@ def test_a_process_that_dies_without_warning_goes_on_exactly(tmp_path: Path, for
 def test_a_signal_finishes_the_step_and_saves_it(
     tmp_path: Path, fork_toy: Fork, number: signal.Signals, uninterrupted: dict[str, Tensor], capfd: pytest.CaptureFixture[str]
 ) -> None:
-    process = fork_toy(tmp_path, **(SETTINGS | {"checkpoint_every": 1000, "log_every": 1}), pause_s=0.1)
-    log = tmp_path / "log.jsonl"
-    wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
-    time.sleep(0.15)  # into the second micro-batch of step 4
+    out = tmp_path / "run"
+    process = fork_toy(out, **(SETTINGS | {"checkpoint_every": 1000}), task={"hold_at": 14, "hold_in": str(tmp_path)})
+    wait_until((tmp_path / "held").exists)  # in the second micro-batch of step 4
     assert process.pid is not None
     os.kill(process.pid, number)
+    (tmp_path / "go").touch()
     process.join()
     assert process.exitcode == 130
     said = capfd.readouterr().err
     assert len(said.strip().splitlines()) == 1
     assert "goes on from there" in said
-    (saved,) = checkpoints.steps(tmp_path / "checkpoints")
-    assert 3 < saved < 12
-    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
-    assert_equal(weights(tmp_path), uninterrupted)
+    assert checkpoints.steps(out / "checkpoints") == [4]
+    train(ToyTask(), TrainConfig(out=out, **SETTINGS))
+    assert_equal(weights(out), uninterrupted)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -208,17 +207,17 @@ def test_the_log_of_a_cut_run_is_as_one_that_was_not(tmp_path: Path) -> None:
 
 def test_a_run_told_to_stop_with_its_workers_finishes_the_step(tmp_path: Path, uninterrupted: dict[str, Tensor]) -> None:
     """SIGTERM for the whole process group, as torchrun and schedulers send it."""
-    values = {**SETTINGS, "out": str(tmp_path), "checkpoint_every": 1000, "log_every": 1, "workers": 2, "pause_s": 0.1}
+    out, held = tmp_path / "run", {"hold_at": 14, "hold_in": str(tmp_path)}
+    values = {**SETTINGS, "out": str(out), "checkpoint_every": 1000, "workers": 2, "task": held}
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with subprocess.Popen([sys.executable, toytask.__file__, json.dumps(values)], env=environment, start_new_session=True) as process:
-        log = tmp_path / "log.jsonl"
-        wait_until(lambda: log.exists() and len(log.read_text().splitlines()) == 3)
+        wait_until((tmp_path / "held").exists)
         os.killpg(process.pid, signal.SIGTERM)
+        (tmp_path / "go").touch()
         assert process.wait() == 130
-    (saved,) = checkpoints.steps(tmp_path / "checkpoints")
-    assert 3 <= saved < 12
-    train(ToyTask(), TrainConfig(out=tmp_path, **SETTINGS))
-    assert_equal(weights(tmp_path), uninterrupted)
+    assert checkpoints.steps(out / "checkpoints") == [4]
+    train(ToyTask(), TrainConfig(out=out, **SETTINGS))
+    assert_equal(weights(out), uninterrupted)
 
 
 def test_a_run_that_fails_ends_with_its_workers(tmp_path: Path) -> None:

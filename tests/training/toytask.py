@@ -20,12 +20,22 @@ from training.trainer import train
 class ToyTask:
     """Learns y = teacher(x) from noised x.
 
-    `die_at` ends the process without warning when that sample counter is met; `nan_at` spoils the loss there.
+    `die_at` ends the process without warning when that sample counter is met; `nan_at` spoils the loss there; `hold_at`
+    says so there with a file `held` in the folder `hold_in`, and waits for a file `go`.
     """
 
     name = "toy"
 
-    def __init__(self, samples: int = 10, *, dropout: float = 0.1, die_at: int | None = None, nan_at: int | None = None) -> None:
+    def __init__(
+        self,
+        samples: int = 10,
+        *,
+        dropout: float = 0.1,
+        die_at: int | None = None,
+        nan_at: int | None = None,
+        hold_at: int | None = None,
+        hold_in: str = "",
+    ) -> None:
         generator = torch.Generator().manual_seed(1)
         self.x = torch.randn(samples, 3, generator=generator)
         self.y = torch.tanh(self.x @ torch.randn(3, 2, generator=generator))
@@ -34,7 +44,7 @@ class ToyTask:
             self.encoder = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Dropout(dropout))
             self.head = nn.Linear(8, 2)
         self.die_at, self.nan_at = die_at, nan_at
-        self.pause_s = 0.0
+        self.hold_at, self.hold_in = hold_at, Path(hold_in)
 
     def modules(self) -> dict[str, nn.Module]:
         return {"encoder": self.encoder, "head": self.head}
@@ -48,7 +58,10 @@ class ToyTask:
     def loss(self, batch: Any, draws: Draws) -> tuple[Tensor, dict[str, float | Tensor]]:
         if self.die_at in draws.counters:
             os._exit(9)
-        time.sleep(self.pause_s)
+        if self.hold_at in draws.counters:
+            (self.hold_in / "held").touch()
+            while not (self.hold_in / "go").exists():
+                time.sleep(0.005)
         noised = batch["x"] + 0.1 * draws.normal((3,))
         keep = (draws.uniform() > 0.2).float()[:, None]
         loss = (self.head(self.encoder(noised * keep)) - batch["y"]).square().mean()
@@ -69,11 +82,10 @@ def weights(out: Path) -> dict[str, Tensor]:
 
 
 def main(arguments: list[str]) -> None:
-    """`python toytask.py '<JSON>'`: settings of TrainConfig, and `task` with settings of ToyTask, `pause_s` with its slowness."""
+    """`python toytask.py '<JSON>'`: settings of TrainConfig, and `task` with settings of ToyTask."""
     torch.set_num_threads(1)  # also what makes it safe to run in a forked process
     values = json.loads(arguments[0])
     task = ToyTask(**values.pop("task", {}))
-    task.pause_s = values.pop("pause_s", 0.0)
     try:
         train(task, TrainConfig(**values))
     except LimnError as error:
