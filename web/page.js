@@ -2,8 +2,9 @@
 // an event, Gradio would look for each of them in the whole page, several times, and show the event's progress on all of them.
 window.limn = (() => {
   const QUIET_MS = 120, LATE_MS = 300; // so long nothing has changed; so late a change may arrive
+  const LOOK_MS = 10000; // so long the server may look at an uploaded picture before it is taken as it is
   const HEAD = 64; // of a painting so much says what it is
-  const tabs = {}, presses = {};
+  const tabs = {}, presses = {}, looks = {};
   let kinds = {}, slots = []; // of control: what the prepared inputs show for each, and which there are
   let timer = 0, edited = 0, heard = 0;
 
@@ -20,10 +21,12 @@ window.limn = (() => {
     Object.keys(tabs).forEach(save);
     document.querySelector("#examine")?.click();
   };
-  // What was edited a moment ago is on its way through Gradio, on a busy machine behind the click that asks for it.
+  // What was edited a moment ago is on its way through Gradio, on a busy machine behind the click that asks for it; and whether an
+  // uploaded picture is a finished map may not be known yet.
+  const awaited = (now) => (heard < edited && now < edited + LATE_MS) || Object.values(looks).some((since) => now < since + LOOK_MS);
   const arrived = async () => {
     do await new Promise((done) => setTimeout(done, 0));
-    while (heard < edited && performance.now() < edited + LATE_MS);
+    while (awaited(performance.now()));
   };
   const held = async (key) => {
     await arrived();
@@ -44,6 +47,12 @@ window.limn = (() => {
       if (!button) return;
       clearTimeout(presses[button]);
       presses[button] = setTimeout(() => document.getElementById(button)?.click(), 0);
+    },
+    // The server begins to look at what was uploaded, to set the switch `name`; it has, and this is the switch.
+    look(name) { looks[name] = performance.now(); },
+    looked(key, name, value) {
+      tab(key).values[name] = value;
+      delete looks[name];
     },
     // What was stored when the page was left. `initial`: the inputs as they were made; `names`: those that are stored, from `open` on.
     begin(key, version, names, initial) {

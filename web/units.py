@@ -82,7 +82,11 @@ def wire(page: Any, units: Units, size: dict[str, Any], sent: Any) -> None:
         turn = f"kind => limn.turn({json.dumps(remembered.KEY)}, {json.dumps(prefix)}, kind)"
         turned = kind.input(None, kind, [own[slot] for slot in pool()], js=turn, api_visibility="private")
         turned.then(handlers.show_map, **shown)
-        image.upload(handlers.notice_map, [kind, image], own["ready"], **_QUIET)
+        name = json.dumps(f"{prefix}ready")
+        looking = f"(...picture) => {{ limn.look({name}); return picture; }}"
+        noticed = image.upload(handlers.notice_map, [kind, image], own["ready"], js=looking, **_QUIET)
+        seen = f"ready => limn.looked({json.dumps(remembered.KEY)}, {name}, ready)"
+        noticed.then(None, own["ready"], None, js=seen, api_visibility="private")
         again = gr.Button("Map", visible="hidden", elem_id=_button(i))
         again.click(handlers.show_map, trigger_mode="always_last", concurrency_limit=4, **shown)
 

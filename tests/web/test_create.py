@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from playwright.sync_api import Page, expect
+from numpy.typing import NDArray
+from playwright.sync_api import Page, Route, expect
 
 import controls
 from core.images import encode_png
 from tests.web.conftest import ROOT
-from tests.web.steps import choose, download, pixels, render, upload
+from tests.web.steps import canny, choose, download, pixels, render, upload
 
 pytestmark = pytest.mark.timeout(900)  # the first test also waits for the server
 
@@ -93,6 +94,29 @@ def test_nothing_is_rendered_without_a_picture_that_is_on_its_way(page: Page, tm
     expect(page.locator("#map-0 img")).to_be_visible()
     render(page, steps=1)
     assert len(download(page, tmp_path / "controlled.png").request.controls) == 1
+
+
+def test_a_map_that_is_rendered_before_it_was_looked_at_is_taken_for_one(page: Page, photo: NDArray[np.uint8], tmp_path: Path) -> None:
+    asked = page.evaluate("""gradio_config.dependencies.findIndex(({js, backend_fn}) => backend_fn && js?.includes('look("control.0.'))""")
+
+    waiting: list[Route] = []
+
+    def held_up(route: Route) -> None:
+        if route.request.post_data_json["fn_index"] == asked:
+            waiting.append(route)
+        else:
+            route.continue_()
+
+    page.route("**/queue/join*", held_up)
+    (tmp_path / "edges.png").write_bytes(encode_png(np.repeat(canny(photo, 100, 200)[..., None], 3, axis=2)))
+    upload(page, tmp_path / "edges.png")
+    while not waiting:
+        page.wait_for_timeout(10)
+    render(page, steps=1)
+    page.wait_for_timeout(500)
+    waiting[0].continue_()
+    (unit,) = download(page, tmp_path / "drawn.png").request.controls
+    assert unit.ready
 
 
 def test_what_is_rendered_the_moment_its_kind_is_chosen_has_that_kind_s_settings(page: Page, picture_file: Path, tmp_path: Path) -> None:
