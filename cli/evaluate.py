@@ -72,6 +72,7 @@ def evaluate_control(
     from batch.rows import parse_size
     from evaluation.bench import Settings
     from evaluation.cases import Pictures, Scenes
+    from evaluation.run import CURVES
     from evaluation.run import evaluate as measure
 
     fields = {"steps": steps, "guidance_scale": guidance}
@@ -98,4 +99,4 @@ def evaluate_control(
     terminal.show(report.table())
     for sentence in report.sentences():
         typer.echo(sentence)
-    typer.echo(f"written: {', '.join(str(out / name) for name in ('evaluation.json', 'table.md', 'fidelity.png'))}")
+    typer.echo(f"written: {', '.join(str(out / name) for name in ('evaluation.json', 'table.md', *[CURVES] * report.swept))}")

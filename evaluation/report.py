@@ -82,6 +82,11 @@ class Report:
     rows: tuple[Row, ...]
     settings: Mapping[str, Any]
 
+    @property
+    def swept(self) -> bool:
+        """Whether there are curves over weight and window."""
+        return any(row.weights or row.ends for row in self.rows)
+
     def as_json(self) -> str:
         """For machines, and for `evaluation.known`."""
         return json.dumps({"settings": self.settings, "rows": [asdict(row) for row in self.rows]}, indent=1) + "\n"

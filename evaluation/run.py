@@ -18,13 +18,14 @@ from evaluation.bench import TOGETHER, Bench, Reading, Settings
 from evaluation.cases import Cases
 from evaluation.report import Report, build_report
 
-NOTES = "readings.jsonl"
+NOTES, CURVES = "readings.jsonl", "fidelity.png"
 
 
 def evaluate(
     settings: Settings, cases: Cases, out: Path, *, workers: int | None = None, on_progress: Callable[[int, int], None] | None = None
 ) -> Report:
-    """Measures every case and publishes `evaluation.json`, `table.md` and `fidelity.png` in `out`; stopped and started again, it goes on.
+    """Measures every case and publishes `evaluation.json`, `table.md` and, of a sweep, `fidelity.png` in `out`; stopped and started again,
+    it goes on.
 
     workers: processes; by default one per core, or one where there is an accelerator. on_progress(done, cases) is called after every
     batch of cases.
@@ -60,7 +61,10 @@ def evaluate(
     report = build_report([reading for index in range(len(cases)) for reading in notes.done[index]], settings.kinds, described)
     publish(out / "evaluation.json", report.as_json().encode())
     publish(out / "table.md", report.as_markdown().encode())
-    publish(out / "fidelity.png", plot(report))
+    if report.swept:
+        publish(out / CURVES, plot(report))
+    else:
+        (out / CURVES).unlink(missing_ok=True)  # of other settings
     return report
 
 

@@ -28,6 +28,10 @@ def test_a_folder_of_pictures_is_measured(house: Path, capsys: pytest.CaptureFix
     assert values["settings"]["fields"] == {"steps": 1, "width": 64, "height": 64}
     weights = {at for at, _ in values["rows"][0]["weights"]}
     assert weights == {0, 0.25, 0.5, 0.75, 1, 1.25, 1.5}
+    settings = (*settings[:4], "--sweep", 0, "--workers", 1)
+    assert limn(*command, *settings, "--out", "found") == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "written: found/evaluation.json, found/table.md"
+    assert not Path("found/fidelity.png").exists()
 
 
 @pytest.mark.parametrize(
