@@ -7,7 +7,7 @@ from pydantic import Field
 
 from controls.arrays import blurred
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -22,7 +22,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return blurred(image_HWC, params.sigma)
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="blur",

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from controls.arrays import as_map, brightest
 from controls.metrics import edges as compare_maps
 from controls.mistakes import lines_mistake, looks_like_lines
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -63,7 +63,7 @@ def thresholds(image_HWC: Image) -> tuple[int, int]:
     return max(1, int(high)) // 2, max(1, int(high))
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="canny",

@@ -8,7 +8,7 @@ import numpy as np
 from pydantic import Field
 
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, by_extraction
+from core.control import ByExtraction, Control, Image
 from core.request import Frozen
 
 
@@ -28,7 +28,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return squares
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="colour_grid",

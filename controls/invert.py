@@ -1,7 +1,7 @@
 """Inversion: black lines on white become the white lines on black that line ControlNets read; for scanned drawings."""
 
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -14,7 +14,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return 255 - image_HWC
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="invert",

@@ -10,7 +10,7 @@ from pydantic import Field
 from controls.arrays import as_map, blurred, darkest
 from controls.metrics import soft_lines as compare_maps
 from controls.mistakes import looks_like_soft_lines, soft_mistake
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 MIDDLE = 127  # grey level that the median line is given
@@ -33,7 +33,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return as_map(np.floor(depth_HW * np.float32(MIDDLE / median)))
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="lineart",

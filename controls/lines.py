@@ -13,7 +13,7 @@ from pydantic import Field
 from controls.arrays import as_map, luminance
 from controls.metrics import edges as compare_maps
 from controls.mistakes import lines_mistake, looks_like_lines
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 LEAST_SIDE_PX = 8  # in a smaller picture the detector has nothing to look at
@@ -48,7 +48,7 @@ def segments(image_HWC: Image, params: Params) -> NDArray[np.float32]:
     return long_N4
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="lines",

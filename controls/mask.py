@@ -16,7 +16,7 @@ from controls import estimators
 from controls.arrays import as_map
 from controls.metrics import shape as compare_maps
 from controls.mistakes import is_black_and_white
-from core.control import Control, Image, by_extraction
+from core.control import ByExtraction, Control, Image
 from core.request import Frozen
 
 SMALL_PX = 96  # side of the copy that GrabCut works on
@@ -114,7 +114,7 @@ def _white(mask_HW: NDArray[np.bool_]) -> NDArray[np.uint8]:
     return white_HW
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="mask",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from controls.arrays import as_map, brightest
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -32,7 +32,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return as_map(curve[level_HW])
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="recolour",

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from controls.arrays import brightest
 from controls.metrics import covering
-from core.control import Control, Image, Score, by_extraction
+from core.control import ByExtraction, Control, Image, Score
 from core.request import Frozen
 
 SAMPLE_PX = 64  # side of the copy that is clustered
@@ -95,7 +95,7 @@ def _labels(map_HWC: Image) -> NDArray[np.int32]:
     return labels if len(names) <= 256 else (brightest(map_HWC) >> 4).astype(np.int32)
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="regions",

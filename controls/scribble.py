@@ -10,7 +10,7 @@ from pydantic import Field
 from controls.arrays import as_map, blurred, darkest
 from controls.metrics import edges as compare_maps
 from controls.mistakes import lines_mistake, looks_like_lines
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 FINE_PX, BROAD_PX = 0.5, 5.0  # standard deviations of the two Gaussians
@@ -29,7 +29,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return as_map(strokes_HW.view(np.uint8) * np.uint8(255))
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="scribble",

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from controls.metrics import colours as compare_maps
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.errors import BadImage
 from core.request import Frozen
 
@@ -55,7 +55,7 @@ def _weights(cells: int, wave_px: int, span: tuple[int, int]) -> NDArray[np.floa
     return whole[span[0] : span[0] + span[1]]
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="shuffle",

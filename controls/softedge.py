@@ -13,7 +13,7 @@ from pydantic import Field
 from controls.arrays import as_map, brightest
 from controls.metrics import soft_lines as compare_maps
 from controls.mistakes import looks_like_soft_lines, soft_mistake
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -52,7 +52,7 @@ def _gradient(image_HWC: Image) -> NDArray[np.uint8]:
     return brightest(cv2.convertScaleAbs(cv2.magnitude(across, down), alpha=255 / steepest))
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="softedge",

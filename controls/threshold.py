@@ -10,7 +10,7 @@ from pydantic import Field
 from controls.arrays import as_map, darkest, luminance
 from controls.metrics import shape as compare_maps
 from controls.mistakes import is_black_and_white
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -28,7 +28,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return as_map((darkest(image_HWC) > params.level).view(np.uint8) * np.uint8(255))
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="threshold",

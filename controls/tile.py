@@ -10,7 +10,7 @@ from pydantic import Field
 
 from controls.arrays import blurred
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, Weights, by_extraction
+from core.control import ByExtraction, Control, Image, Weights
 from core.request import Frozen
 
 
@@ -46,7 +46,7 @@ def finish(picture_HWC: Image, map_HWC: Image, params: Params) -> Image:
     return fix_colours(picture_HWC, map_HWC, params.fix_colours) if params.fix_colours else picture_HWC
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(
     name="tile",

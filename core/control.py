@@ -76,9 +76,6 @@ class ByExtraction:
         return self.compare_maps(wanted_HWC, self.extract(got_HWC, self.settings.model_validate({}) if params is None else params))
 
 
-by_extraction = ByExtraction
-
-
 @dataclass(frozen=True)
 class Control:
     """One condition kind.

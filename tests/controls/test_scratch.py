@@ -17,7 +17,7 @@ Source: this test.
 from pydantic import Field
 
 from controls.metrics import likeness as compare_maps
-from core.control import Control, Image, by_extraction
+from core.control import Control, Image, ByExtraction
 from core.request import Frozen
 
 
@@ -33,7 +33,7 @@ def extract(image_HWC: Image, params: Params) -> Image:
     return image_HWC // step * step
 
 
-compare = by_extraction(Params, extract, compare_maps)
+compare = ByExtraction(Params, extract, compare_maps)
 
 CONTROL = Control(name="posterise", params=Params, extract=extract, compare=compare, compare_maps=compare_maps)
 '''
