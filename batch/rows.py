@@ -17,6 +17,7 @@ from core.request import ControlUnit, RenderRequest, build_request
 
 SHORT: Final = {"size": "width and height", "negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
 _RENAMED = {"negative": "negative_prompt", "guidance": "guidance_scale", "lora": "loras"}
+PARTS: Final = {"hires": "scale", "skip_layers": "blocks"}  # parts of a request that can be written in short, by their main value
 _PATHS = ("init_image", "mask")
 _TEXTS = ("prompt", "negative_prompt", "negative")  # which can be empty on purpose
 
@@ -77,8 +78,8 @@ def request_of(row: Mapping[str, Any], folder: Path) -> RenderRequest:
                 values["width"], values["height"] = parse_size(str(value))
             elif key in ("lora", "loras"):
                 values["loras"] = [parse_lora(item) if isinstance(item, str) else item for item in _listed(value, key)]
-            elif key == "hires":
-                values[key] = value if isinstance(value, dict) else parse_hires(str(value))
+            elif key in PARTS:
+                values[key] = value if isinstance(value, dict) else parse_part(key, str(value))
             elif key == "inversion":
                 values[key] = {"prompt": value} if isinstance(value, str) else value
             elif key in _PATHS:
@@ -168,18 +169,18 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(width[:9]), int(height[:9])
 
 
-def parse_hires(text: str) -> dict[str, str]:
-    """`2`, or `scale=2,steps=10`, as a second pass's values.
+def parse_part(name: str, text: str) -> dict[str, str]:
+    """A part of a request, as `hires`, from its main value, `2`, or from `scale=2,steps=10`.
 
     Raises:
         BadRequest: it is written otherwise.
     """
     if "=" not in text:
-        return {"scale": text}
+        return {PARTS[name]: text}
     items = [item.partition("=") for item in text.split(",")]
     found = {key.strip(): value for key, _, value in items}
     if len(found) < len(items) or not all(equals for _, equals, _ in items):
-        raise BadRequest(f"hires {text[:60]!r}: write its scale, or KEY=VALUE,… with each key once")
+        raise BadRequest(f"{name} {text[:60]!r}: write its {PARTS[name]}, or KEY=VALUE,… with each key once")
     return found
 
 

@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 
 from batch import options as batches
-from cli.options import DEFAULT, Json, help_of, open_renderer, option, pairs, stream
+from cli.options import DEFAULT, Json, help_of, open_renderer, option, stream
 from core import terminal
-from core.request import Hires, RenderRequest, Resize, Tiles, build_request
+from core.request import Hires, RenderRequest, Resize, SkipLayers, Tiles, build_request
 from pipelines.opening import OPENING, taking
 
 SAMPLERS = (
@@ -19,6 +19,7 @@ SAMPLERS = (
 SCHEDULES = "uniform, leading, trailing, sgm_uniform, simple, beta, karras, exponential or polyexponential"
 SAMPLING, GUIDANCE, START, LARGER = "Sampling", "Guidance and text", "From a picture", "Larger pictures"
 HIRES_HELP = f"A second, larger pass: its scale, or any of {', '.join(Hires.model_fields)}."
+SKIP_HELP = f"Guidance away from what is drawn without these blocks, as 7 8 9; or any of {', '.join(SkipLayers.model_fields)}."
 INVERSION_HELP = "Begin from the init_image's own noise instead of noise from the seed; the prompt says what it shows."
 CONTROL_HELP = (
     "Repeatable. Keys: ready, model, weight, start, end, mode, resize, mask, layer_weights, and what `limn extract` lists for the kind."
@@ -53,6 +54,7 @@ def render(
     guidance_end: Annotated[float, option("guidance_end", GUIDANCE)] = DEFAULT.guidance_end,
     guidance_rescale: Annotated[float, option("guidance_rescale", GUIDANCE)] = DEFAULT.guidance_rescale,
     pag_scale: Annotated[float, option("pag_scale", GUIDANCE)] = DEFAULT.pag_scale,
+    skip_layers: Annotated[str | None, option("skip_layers", GUIDANCE, metavar="BLOCKS|KEY=VALUE,…", help=SKIP_HELP)] = None,
     clip_skip: Annotated[int, option("clip_skip", GUIDANCE)] = DEFAULT.clip_skip,
     lora: Annotated[list[str] | None, option("loras", GUIDANCE, "--lora", metavar="NAME[=WEIGHT[:TEXT]]", help="Repeatable.")] = None,
     init_image: Annotated[Path | None, option("init_image", START)] = DEFAULT.init_image,
@@ -87,7 +89,7 @@ def render(
 
 def typed_fields(context: typer.Context) -> dict[str, Any]:
     """The request's fields that were typed, from the options of `render`; what was not is left to the model."""
-    from batch.rows import parse_lora, parse_size
+    from batch.rows import PARTS, parse_lora, parse_part, parse_size
     from controls.grammar import parse_control
 
     renamed = {"negative": "negative_prompt", "guidance": "guidance_scale"}  # the others are called as the fields are
@@ -105,7 +107,4 @@ def typed_fields(context: typer.Context) -> dict[str, Any]:
         values["width"], values["height"] = parse_size(typed["size"])
     if "inversion" in typed:
         values["inversion"] = {"prompt": typed["inversion"]}
-    if "hires" in typed:
-        hires = typed["hires"]
-        values["hires"] = {"scale": hires} if "=" not in hires else pairs(hires.split(","))
-    return values
+    return values | {name: parse_part(name, typed[name]) for name in PARTS if name in typed}

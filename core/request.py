@@ -3,7 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -18,6 +18,7 @@ MIN_SIZE_PX, MAX_SIZE_PX = 64, 4096
 MAX_CONTROLS = 8
 MAX_LEVELS = 256  # residuals of a ControlNet; published ones have 6 to 40
 MAX_LORAS = 16
+MAX_BLOCKS = 100  # of a transformer; published ones have 20 to 60
 
 
 class Frozen(BaseModel):
@@ -61,9 +62,8 @@ class ControlUnit(Frozen):
 
     @field_validator("layer_weights", mode="before")
     @classmethod
-    def _numbers_in_text(cls, value: Any) -> Any:
-        """`1 0.5 0.2` as it is written on a command line."""
-        return value.replace(";", " ").split() if isinstance(value, str) else value
+    def _in_text(cls, value: Any) -> Any:
+        return _numbers(value)
 
     @model_validator(mode="after")
     def _window_in_order(self) -> "ControlUnit":
@@ -78,6 +78,34 @@ class LoraUnit(Frozen):
     name: str = Field(min_length=1, max_length=4096, description="a .safetensors file, or the name of one in a `loras` folder")
     weight: float = Field(1.0, ge=-10.0, le=10.0, description="factor on what it adds to the denoising network")
     text_weight: float | None = Field(None, ge=-10.0, le=10.0, description="factor for the text encoders; by default `weight`")
+
+
+class SkipLayers(Frozen):
+    """Skip-layer guidance: away from what a transformer draws without some of its blocks. SD 3.5 medium's are 7, 8 and 9."""
+
+    blocks: tuple[Annotated[int, Field(ge=0, lt=MAX_BLOCKS)], ...] = Field(
+        (7, 8, 9), min_length=1, max_length=MAX_BLOCKS, description="which are left out, counted from 0 in the order they run"
+    )
+    scale: float = Field(2.8, ge=0.0, le=20.0, description="how strongly; 0 turns it off")
+    start: float = Field(0.01, ge=0.0, le=1.0, description="fraction of the steps after which it begins")
+    end: float = Field(0.2, ge=0.0, le=1.0, description="fraction of the steps after which it ends")
+
+    @field_validator("blocks", mode="before")
+    @classmethod
+    def _in_text(cls, value: Any) -> Any:
+        return _numbers(value)
+
+    @field_validator("blocks")
+    @classmethod
+    def _each_once(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+        """In order, so that equal settings are equal requests."""
+        return tuple(sorted(set(value)))
+
+    @model_validator(mode="after")
+    def _window_in_order(self) -> "SkipLayers":
+        if self.start > self.end:
+            raise ValueError(f"start {self.start:g} is after end {self.end:g}: give start <= end")
+        return self
 
 
 class Hires(Frozen):
@@ -135,6 +163,11 @@ class RenderRequest(Frozen):
     guidance_end: float = Field(1.0, ge=0.0, le=1.0, description="fraction of the steps after which guidance ends")
     guidance_rescale: float = Field(0.0, ge=0.0, le=1.0, description="how far guided output is brought back to its unguided contrast")
     pag_scale: float = Field(0.0, ge=0.0, le=20.0, description="perturbed-attention guidance; 0 turns it off")
+    skip_layers: SkipLayers | None = Field(
+        None,
+        exclude_if=lambda value: value is None,  # no part of what is hashed where it is not asked for: older jobs keep their keys
+        description="guidance away from what the model draws without some of its blocks",
+    )
     clip_skip: int = Field(1, ge=1, le=12, description="CLIP layer that is read, counted from the last, which is 1")
     loras: tuple[LoraUnit, ...] = Field((), max_length=MAX_LORAS, description="beside those that the prompt names")
     seed: int = Field(0, ge=0, lt=2**63, description="picture i draws its noise with seed + i; with a variation all with seed")
@@ -183,6 +216,11 @@ class RenderRequest(Frozen):
         """SHA-256 of the canonical JSON, in hex."""
         # A file's name may hold bytes that are not UTF-8; Python shows them as lone surrogates.
         return hashlib.sha256(self.canonical_json().encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _numbers(value: Any) -> Any:
+    """`1 0.5 0.2` as it is written on a command line."""
+    return value.replace(";", " ").split() if isinstance(value, str) else value
 
 
 def build_request(values: dict[str, Any]) -> RenderRequest:

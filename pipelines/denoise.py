@@ -5,7 +5,7 @@ pictures (rows are blocks of B, see `pipelines.guidance`), C channels, H and W l
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from core.errors import BadModel, Mismatch
+from core.request import SkipLayers
 from pipelines import samplers
 from pipelines.attention import perturbed, remembered, shared_start
 from pipelines.canvas import Canvas
@@ -24,6 +25,7 @@ from pipelines.noise import seeded_noise as seeded_noise
 from pipelines.onednn import by_onednn
 from pipelines.samplers import OnStep, Sampler
 from pipelines.schedules import Times
+from pipelines.skipping import passed_by, skipped_blocks, skips
 from pipelines.steering import Steering, added, extended, inside, lowered, preceded, spread_rows
 from pipelines.steering import level_factors as level_factors
 from pipelines.tuning import tuned
@@ -41,7 +43,7 @@ class HasNetwork(Protocol):
 class Plan:
     """What to draw and how.
 
-    positive: a text, or the sides of its ANDs; negative: None leaves classifier-free guidance out. guidance_scale to pag_scale: see
+    positive: a text, or the sides of its ANDs; negative: None leaves classifier-free guidance out. guidance_scale to skip: see
     `Guidance`. canvas: where to begin; None for pure noise. share_start: the halves of guidance begin as one (see `shared_start`).
     """
 
@@ -55,13 +57,15 @@ class Plan:
     guidance_end: float = 1.0
     guidance_rescale: float = 0.0
     pag_scale: float = 0.0
+    skip: SkipLayers | None = None
     canvas: Canvas | None = None
     share_start: bool = False
 
     @property
     def guidance(self) -> Guidance:
         """The plan's guidance in one."""
-        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_end, self.guidance_rescale, self.pag_scale)
+        skipped = 0.0 if self.skip is None else self.skip.scale
+        return Guidance(self.guidance_scale, self.guidance_start, self.guidance_end, self.guidance_rescale, skipped, self.pag_scale)
 
     @property
     def sides(self) -> tuple[Side, ...]:
@@ -77,6 +81,7 @@ class Plan:
             negative,
             tuple(side.at(step) for side in sides),
             tuple(side.weight for side in sides),
+            self.skip is not None and skips(self.skip, step, self.times.steps),
             guided and self.pag_scale != 0.0,
         )
 
@@ -91,8 +96,8 @@ def denoise(family: Family, plan: Plan, noise: Noise, on_step: OnStep, *, before
 
     Raises:
         BadModel: the latents are not finite at the end.
-        BadRequest: the weights of the prompt's ANDs have no mean.
-        Mismatch: the family has no attention that could be perturbed.
+        BadRequest: the weights of the prompt's ANDs have no mean, or blocks are to be skipped that there are not.
+        Mismatch: the family has no attention that could be perturbed, or no blocks that could be skipped.
     """
     check_weights(plan.sides)
     times, canvas, first = plan.times, plan.canvas, noise()
@@ -173,13 +178,13 @@ class _Loop:
         found = []
         for control in controls:
             prompted = control.positive_only or self.family.residuals_shared
-            texts = branches.sides if prompted else branches.unperturbed
+            texts = branches.sides if prompted else branches.whole
             one = control.residuals(x.repeat(len(texts), 1, 1, 1), self.t_N[i], self._rows(texts, count))
-            one, rows = spread_rows(one, len(texts) * count), len(branches.unperturbed) * count
+            one, rows = spread_rows(one, len(texts) * count), len(branches.whole) * count
             found.append(lowered(one, rows) if control.positive_only else preceded(one, rows))
         total = added(found)
-        if total is not None and branches.perturbed:
-            total = extended(total, len(branches.sides) * count)  # as if they had been asked: only the base's attention is perturbed
+        if total is not None:  # as if the sides had been asked again: only the base is made weaker
+            total = extended(total, len(branches.sides) * count, branches.weaker)
         told = None if self.plan.canvas is None else self.plan.canvas.told
         return total if told is None else (total or {}) | spread_rows(told, len(branches.texts) * count)
 
@@ -196,10 +201,11 @@ class _Loop:
         network = networks.get("unet") or networks.get("transformer")
         if branches.perturbed and not (network and self.family.perturbed_layers):
             raise Mismatch(f"{self.family.title} has no perturbed-attention guidance: set pag_scale to 0")
-        shared = len(branches.texts) if self.plan.share_start else 1
-        with shared_start(network or nn.Identity(), shared):
-            if not branches.perturbed or network is None:
-                yield
-            else:
-                with perturbed(network, self.family.perturbed_layers, len(branches.sides) * count):
-                    yield
+        shared, rows = len(branches.texts) if self.plan.share_start else 1, len(branches.sides) * count
+        with shared_start(network or nn.Identity(), shared), ExitStack() as weaker:
+            if branches.skipped and self.plan.skip is not None:
+                first = len(branches.whole) * count
+                weaker.enter_context(passed_by(skipped_blocks(self.family, self.plan.skip), range(first, first + rows)))
+            if branches.perturbed and network is not None:
+                weaker.enter_context(perturbed(network, self.family.perturbed_layers, rows))
+            yield

@@ -7,6 +7,7 @@ from core.request import ControlUnit, RenderRequest
 from pipelines.checkpoint import Checkpoint
 from pipelines.clip import check_clip_skip
 from pipelines.family import Family
+from pipelines.skipping import idle_skip, skipped_blocks
 from pipelines.steering import check_acts, idle_window
 from pipelines.t2i_adapter import adapter_features, check_size
 
@@ -24,8 +25,8 @@ _COUNTS = {
 def check_guidance(request: RenderRequest, family: Family) -> None:
     """
     Raises:
-        BadRequest: a second scale for a family that has one.
-        Mismatch: perturbed attention, of a family that has none.
+        BadRequest: a second scale for a family that has one, or blocks to be skipped that the model does not have.
+        Mismatch: perturbed attention or skipped layers, of a family that has none.
     """
     if family.guidance == "classifier_free" and request.true_cfg_scale != 1.0:
         raise BadRequest(
@@ -33,6 +34,8 @@ def check_guidance(request: RenderRequest, family: Family) -> None:
         )
     if request.pag_scale and not family.perturbed_layers:
         raise Mismatch(f"{family.title} has no perturbed-attention guidance: set pag_scale to 0")
+    if request.skip_layers is not None:
+        skipped_blocks(family, request.skip_layers)
 
 
 def check_layer(request: RenderRequest, family: Family) -> None:
@@ -91,3 +94,5 @@ def without_effect(request: RenderRequest, family: Family, steps: Sequence[int])
     for count in dict.fromkeys(steps):
         if (idle := idle_window(request.guidance_start, request.guidance_end, count)) is not None:
             yield "guidance", f"guidance {idle}"
+        if request.skip_layers is not None and (sentence := idle_skip(request.skip_layers, count)) is not None:
+            yield "skip_layers", sentence

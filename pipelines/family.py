@@ -135,6 +135,7 @@ class Family(ABC):
     `steps_offset` and `end_on_first` are the checkpoint's own; with the last, a sampler on the table ends at its first entry, not at the
     pure picture. residuals_shared: a ControlNet reads the prompt alone, and what it gives steers both halves of guidance. perturbed_layers:
     which attention layers perturbed-attention guidance breaks, as a pattern of their names in the denoising network; none where empty.
+    skippable: the lists of its blocks that skip-layer guidance can leave out, in the order they run; none where empty.
     half: the 16-bit numbers that it computes in where nobody asks for others; bfloat16 where activations outgrow float16's range.
     clip_layer: whose states it reads of its CLIP encoders, from where clip_skip counts; None for a family that reads none.
     """
@@ -144,6 +145,7 @@ class Family(ABC):
     weight_parts: ClassVar[tuple[str, ...]]
     residuals_shared: ClassVar[bool] = False
     perturbed_layers: ClassVar[str] = ""
+    skippable: ClassVar[tuple[str, ...]] = ()
     half: ClassVar[torch.dtype] = torch.float16
     clip_layer: ClassVar[Layer | None] = None
     checkpoint: Checkpoint

@@ -1,7 +1,7 @@
 """Guidance: which rows a step asks the network about, and one output from all of them.
 
-Blocks of B rows follow one another: the negative prompt's, one for each side of the prompt's ANDs, and, where attention is perturbed, the
-sides' once more. Axes: B pictures, C channels, H and W latent cells.
+Blocks of B rows follow one another: the negative prompt's, one for each side of the prompt's ANDs, and the sides' once more for each way in
+which the network is made weaker: without some of its layers, with perturbed attention. Axes: B pictures, C channels, H and W latent cells.
 """
 
 from collections.abc import Sequence
@@ -36,17 +36,20 @@ class Guidance:
     """How strongly the prompt pulls, and when: from the fraction `start` of the steps to `end`; outside, the prompt alone is asked.
 
     scale: classifier-free guidance, from the negative prompt's output at 0 to the prompt's at 1 and beyond. rescale: how far the result
-    is brought back to the deviation of the prompt's own output. perturbed: perturbed-attention guidance; 0 leaves it out.
+    is brought back to the deviation of the prompt's own output. skipped, perturbed: skip-layer and perturbed-attention guidance; 0 leaves
+    them out.
 
     Source: Ho and Salimans, Classifier-Free Diffusion Guidance, 2022; Lin et al., Common Diffusion Noise Schedules and Sample Steps are
     Flawed, 2023, section 3.4; Kynkäänniemi et al., Applying Guidance in a Limited Interval, 2024; Ahn et al., Self-Rectifying Diffusion
-    Sampling with Perturbed-Attention Guidance, 2024, eq. 16; Liu et al., Compositional Visual Generation, 2022, for the sum over sides.
+    Sampling with Perturbed-Attention Guidance, 2024, eq. 16; Stability AI's sd3.5 (SkipLayerCFGDenoiser), 2024; Liu et al., Compositional
+    Visual Generation, 2022, for the sum over sides.
     """
 
     scale: float = 1.0
     start: float = 0.0
     end: float = 1.0
     rescale: float = 0.0
+    skipped: float = 0.0
     perturbed: float = 0.0
 
 
@@ -57,23 +60,29 @@ class Branches:
     negative: Text | None
     sides: tuple[Text, ...]
     weights: tuple[float, ...]
-    perturbed: bool
+    skipped: bool = False
+    perturbed: bool = False
 
     @property
-    def unperturbed(self) -> tuple[Text, ...]:
-        """The texts of the blocks whose attention is whole."""
+    def whole(self) -> tuple[Text, ...]:
+        """The texts of the blocks that the whole network sees."""
         return (*(() if self.negative is None else (self.negative,)), *self.sides)
 
     @property
+    def weaker(self) -> int:
+        """How often the sides are asked about once more."""
+        return self.skipped + self.perturbed
+
+    @property
     def texts(self) -> tuple[Text, ...]:
-        """The text of every block."""
-        return (*self.unperturbed, *(self.sides if self.perturbed else ()))
+        """The text of every block; those of perturbed attention are the last."""
+        return (*self.whole, *self.sides * self.weaker)
 
     def guided(self, out: Tensor, guidance: Guidance) -> tuple[Tensor, Tensor]:
         """One output (B, C, H, W) from those of all blocks; and the prompt's own."""
         blocks = list(out.chunk(len(self.texts)))
         negative = None if self.negative is None else blocks.pop(0)
-        sides, broken = blocks[: len(self.sides)], blocks[len(self.sides) :]
+        sides, weak = blocks[: len(self.sides)], blocks[len(self.sides) :]
         prompted = _mean(sides, self.weights)
         result = prompted
         if negative is not None:
@@ -81,8 +90,9 @@ class Branches:
             for side, weight in zip(sides, self.weights, strict=True):
                 result = result + (guidance.scale * weight) * (side - negative)
         total = sum(self.weights) if negative is None else 1.0
-        for side, other, weight in zip(sides, broken, self.weights, strict=False):
-            result = result + (guidance.perturbed * weight / total) * (side - other)
+        for scale in [guidance.skipped] * self.skipped + [guidance.perturbed] * self.perturbed:
+            for side, weight in zip(sides, self.weights, strict=True):
+                result = result + (scale * weight / total) * (side - weak.pop(0))
         if guidance.rescale and result is not prompted:
             result = rescaled(result, prompted, guidance.rescale)
         return result, prompted

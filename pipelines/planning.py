@@ -27,6 +27,7 @@ from pipelines.lora_file import find_lora
 from pipelines.prompt import Part, parse
 from pipelines.samplers import Sampler
 from pipelines.schedules import Times, make_times
+from pipelines.skipping import idle_skip
 from pipelines.stacks import Stack, together
 from pipelines.steering import Steering, idle_window, united
 from pipelines.tuning import Tunes, check_windows
@@ -226,6 +227,8 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
     for what, start, end in (*windows, ("guidance", request.guidance_start, request.guidance_end)):
         if (idle := idle_window(start, end, stage.times.steps)) is not None:
             _add(notes, f"{what} {idle}")
+    if request.skip_layers is not None and (sentence := idle_skip(request.skip_layers, stage.times.steps)) is not None:
+        _add(notes, sentence)
     steps = max(stage.times.steps, 1)
     prompt = parse(words.prompt, steps, before=stage.before)
     negative = parse(words.negative, steps, composable=False, before=stage.before)
@@ -244,6 +247,7 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
         guidance_end=request.guidance_end,
         guidance_rescale=request.guidance_rescale,
         pag_scale=request.pag_scale,
+        skip=request.skip_layers,
         share_start=True,
     )
 
@@ -251,7 +255,7 @@ def make_plan(request: RenderRequest, family: Family, stage: Stage, words: Words
 def make_inverting_plan(request: RenderRequest, family: Family, stage: Stage) -> Plan:
     """What the loop needs to walk the init_image back: its own prompt, unguided, without controls."""
     assert request.inversion is not None
-    plain = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "pag_scale": 0.0}
+    plain = {"guidance_scale": 1.0, "true_cfg_scale": 1.0, "pag_scale": 0.0, "skip_layers": None}
     return make_plan(request.model_copy(update=plain), family, replace(stage, controls=()), Words(request.inversion.prompt, ""), [])
 
 

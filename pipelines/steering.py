@@ -199,9 +199,11 @@ def preceded(residuals: Residuals, rows: int) -> Residuals:
     }
 
 
-def extended(residuals: Residuals, again: int) -> Residuals:
-    """Residuals with their last `again` rows once more at the end."""
-    return {name: [torch.cat([residual, residual[-again:]]) for residual in group] for name, group in residuals.items()}
+def extended(residuals: Residuals, again: int, times: int) -> Residuals:
+    """Residuals with their last `again` rows at the end so many times more."""
+    if not times:
+        return residuals
+    return {name: [torch.cat([residual, *[residual[-again:]] * times]) for residual in group] for name, group in residuals.items()}
 
 
 def spread_rows(residuals: Residuals, rows: int) -> Residuals:

@@ -8,7 +8,7 @@ import gradio as gr
 
 from core.errors import LimnError
 from core.infotext import SAMPLER_NAMES
-from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest
+from core.request import MAX_CONTROLS, Hires, Inversion, RenderRequest, SkipLayers
 from web import held, remembered, units, words
 from web.fields import component
 from web.handlers import Handlers, Parts
@@ -19,6 +19,7 @@ from web.widgets import painter
 
 EXAMPLE = "a red sphere left of a blue cube on grass at sunset"
 SYNTAX = "(word:1.3) counts more, (word:0.7) less; <lora:name:0.8> adds a LoRA."
+SKIPPED = "Blocks that are left out, with spaces between; SD 3.5 medium's are 7 8 9."
 LORAS = "Beside those that the prompt names, with commas between: bold=0.8, other"
 GUIDANCE = ("guidance_start", "guidance_end", "guidance_rescale", "true_cfg_scale", "pag_scale", "clip_skip")
 # Written down, for the libraries that know them are loaded behind the page.
@@ -140,6 +141,13 @@ def _more() -> dict[str, Any]:
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("shift", "eta", "tile_vae")}
         with gr.Row():
             inputs |= {name: component(RenderRequest, name, min_width=150) for name in GUIDANCE}
+        inputs["skip_layers.on"] = gr.Checkbox(
+            False, label="Skip-layer guidance", info="Away from what the model draws without some of its blocks."
+        )
+        with gr.Row():
+            default = " ".join(map(str, SkipLayers().blocks))
+            inputs["skip_layers.blocks"] = gr.Textbox(default, label="Blocks", info=SKIPPED, min_width=200, elem_id="skipped-blocks")
+            inputs |= {f"skip_layers.{name}": component(SkipLayers, name, min_width=150) for name in ("scale", "start", "end")}
         with gr.Row():
             inputs["loras"] = gr.Textbox("", label="LoRAs", info=LORAS, min_width=200, elem_id="loras")
             inputs["vae"] = component(RenderRequest, "vae", label="VAE", min_width=200, elem_id="vae")

@@ -6,7 +6,7 @@ by the models again.
 """
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,14 @@ from core.errors import BadRequest
 from core.files import sha256_file
 from core.images import decode, encode_png
 from core.provenance import Record
-from core.request import MAX_CONTROLS, ControlUnit, Frozen, Hires, Inversion, LoraUnit, RenderRequest, build_request, explain
+from core.request import MAX_CONTROLS, ControlUnit, Frozen, Hires, Inversion, LoraUnit, RenderRequest, SkipLayers, build_request, explain
 from web import painting
 from web.settings import slots, typed
 
 Values = Mapping[str, Any]
 
 # Parts of a request that are there when their switch is on: `hires.on`, `hires.scale`, …
-SWITCHED: Mapping[str, type[Frozen]] = {"hires": Hires, "inversion": Inversion}
+SWITCHED: Mapping[str, type[Frozen]] = {"hires": Hires, "inversion": Inversion, "skip_layers": SkipLayers}
 MOST_EXACT = 2**53 - 1  # of a browser's whole numbers
 PAINTED = Path(__file__)  # stands for what is painted where only the presence of a file counts
 
@@ -152,7 +152,7 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
     for owner in SWITCHED:
         part = getattr(request, owner)
         values[f"{owner}.on"] = part is not None
-        values |= {f"{owner}.{name}": value for name, value in part or ()}
+        values |= {f"{owner}.{name}": _numbers_text(value) if isinstance(value, tuple) else value for name, value in part or ()}
     values["init_image"] = _found(request.init_image, out, record.init_sha256 if record else None)
     if request.init_image is not None and values["init_image"] is None:
         lost.append("the picture it began from")
@@ -167,7 +167,7 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
         values |= {f"control.{i}.{name}": getattr(unit, name) for name in ("kind", "ready", "weight", "mode", "resize", "processor_px")}
         values |= {f"control.{i}.image": image, f"control.{i}.painting": "" if region is None else painting.as_region(Path(region))}
         values |= {f"control.{i}.window": [unit.start, unit.end], f"control.{i}.model": unit.model or "", f"control.{i}.on": True}
-        values[f"control.{i}.layer_weights"] = " ".join(f"{weight:g}" for weight in unit.layer_weights)
+        values[f"control.{i}.layer_weights"] = _numbers_text(unit.layer_weights)
         params = controls.get(unit.kind).parse_params(unit.params)
         values |= {f"control.{i}.{slot}": getattr(params, name) for name, slot in slots(type(params)).items()}
     for i in range(len(request.controls), MAX_CONTROLS):
@@ -178,6 +178,11 @@ def shown(request: RenderRequest, out: Path, record: Record | None = None) -> tu
 def lora_text(lora: LoraUnit) -> str:
     """A LoRA as it is typed: `bold=0.8`, or `bold=0.8:0.5` with a weight of its own for the text encoders."""
     return f"{lora.name}={lora.weight:g}" + ("" if lora.text_weight is None else f":{lora.text_weight:g}")
+
+
+def _numbers_text(numbers: Sequence[float]) -> str:
+    """Numbers as they are typed: `1 0.5 0.2`."""
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 def _plain_fields(values: Values, model: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from web.library import Library
 from web.upload import upload_file
 
 PAGE = 48  # pictures shown at once
-HINT = "Words of the prompt, and conditions: kind: model: seed: fidelity> fidelity< after: before:"
+HINT = "Words of the prompt, and conditions: kind: model: seed: fidelity> fidelity< after: before: in:trash"
+AWAY, BACK = "To the trash", "Out of the trash"
 EMPTY = "No picture yet. What is drawn in Create is found here."
 SEARCH = "blue cube kind:depth fidelity>0.5"
 
@@ -64,6 +65,7 @@ class _Gallery:
             self.parts["details"]: words.details(entry.record, entry.time),
             self.parts["buttons"]: gr.update(visible=True),
             self.parts["download"]: gr.update(value=self._copy(entry.path)),
+            self.parts["move"]: BACK if self.library.is_trashed(entry.path) else AWAY,
         }
 
     def restore(self, chosen: str) -> Changes:
@@ -74,11 +76,12 @@ class _Gallery:
         """The settings of a picture that was dropped here, in Create."""
         return self._restored(path) if path else NOTHING
 
-    def discard(self, chosen: str, text: str) -> Changes:
-        """The chosen picture in the trash, and the rest."""
+    def move(self, chosen: str, text: str) -> Changes:
+        """The chosen picture into the trash, or back from there, and what is left of those that were found."""
         try:
             if chosen:
-                self.library.discard(Path(chosen))
+                path = Path(chosen)
+                (self.library.recover if self.library.is_trashed(path) else self.library.discard)(path)
         except LimnError as error:
             return {self.parts["said"]: words.note(words.plain(str(error), {}), problem=True)}
         return self.search(text)
@@ -116,7 +119,7 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
             with gr.Row(visible=False, elem_id="gallery-buttons") as parts["buttons"]:
                 restore = gr.Button("Restore to Create", min_width=130, variant="primary", size="sm", elem_id="restore")
                 parts["download"] = gr.DownloadButton("Download", min_width=90, size="sm", elem_id="gallery-download")
-                discard = gr.Button("To the trash", min_width=90, size="sm", elem_id="discard")
+                parts["move"] = gr.Button(AWAY, min_width=90, size="sm", elem_id="discard")
             dropped = upload_file(label="Restore from Limn, A1111, ComfyUI or InvokeAI", file_types=[".png"], height=170, elem_id="foreign")
     handlers = _Gallery(library, create, parts, tabs)
     own = list(parts.values())
@@ -127,4 +130,4 @@ def build(tab: Any, tabs: Any, library: Library, create: Handlers) -> None:
     chosen.then(None, None, None, js=_INTO_SIGHT, api_visibility="private")
     restore.click(handlers.restore, parts["chosen"], filled, **_QUIET)
     dropped.upload(handlers.read_file, dropped, filled, **_QUIET)
-    discard.click(handlers.discard, [parts["chosen"], search], own, **_QUIET)
+    parts["move"].click(handlers.move, [parts["chosen"], search], own, **_QUIET)

@@ -1,7 +1,7 @@
 """All pictures of the output folder: an index in memory that is rebuilt from the files whenever they have changed.
 
 A search is words that all stand in the prompt, and conditions: `kind:canny`, `model:toyland`, `seed:7`, `fidelity>0.5`, `after:2026-11-01`,
-`before:2026-11-30`.
+`before:2026-11-30`. With `in:trash` it looks there instead.
 """
 
 import datetime
@@ -14,9 +14,9 @@ from pathlib import Path
 from core.errors import BadImage, BadRequest
 from core.provenance import Record, read_record
 
-_TRASH = ".trash"
-_NOT_PICTURES = {"batches", "comparisons", "controls", _TRASH}
-_CONDITION = re.compile(r"^(kind|model|seed|after|before|fidelity)(:|>=|<=|>|<)(.+)$")
+_TRASH, _IN_TRASH = ".trash", "in:trash"
+_NOT_PICTURES = {"batches", "comparisons", "controls"}
+_CONDITION = re.compile(r"^(kind|model|seed|after|before|fidelity|in)(:|>=|<=|>|<)(.+)$")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Library:
         self._lock = threading.Lock()
 
     def entries(self) -> list[Entry]:
-        """Every picture with a record, newest first; only files that are new or have changed are read."""
+        """Every picture with a record, those in the trash too, newest first; only files that are new or have changed are read."""
         with self._lock:
             known, self._known = self._known, {}
             for path in self._files():
@@ -65,8 +65,13 @@ class Library:
         Raises:
             BadRequest: a condition that cannot be read.
         """
-        tests = [_test(word) for word in text.split()]
-        return [entry for entry in self.entries() if all(test(entry) for test in tests)]
+        words = text.split()
+        tests, trashed = [_test(word) for word in words if word != _IN_TRASH], _IN_TRASH in words
+        return [entry for entry in self.entries() if self.is_trashed(entry.path) == trashed and all(test(entry) for test in tests)]
+
+    def is_trashed(self, path: Path) -> bool:
+        """Whether a picture lies in the trash."""
+        return path.is_relative_to(self.out / _TRASH)
 
     def discard(self, path: Path) -> Path:
         """Move a picture to the trash, `.trash` in the output folder; its new place.
@@ -74,17 +79,32 @@ class Library:
         Raises:
             BadRequest: it is no picture of this library, or has gone.
         """
-        if path not in self._known or not path.is_file():
+        if path not in self._known or self.is_trashed(path) or not path.is_file():
             raise BadRequest(f"{path.name!r} is no longer in the output folder: search again")
-        target = self.out / _TRASH / path.relative_to(self.out)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        path.replace(target)
-        return target
+        return _moved(path, self.out / _TRASH / path.relative_to(self.out))
+
+    def recover(self, path: Path) -> Path:
+        """Move a picture from the trash to where it lay; its place there.
+
+        Raises:
+            BadRequest: it is no picture of the trash, has gone, or was drawn again in the meantime.
+        """
+        if path not in self._known or not self.is_trashed(path) or not path.is_file():
+            raise BadRequest(f"{path.name!r} is no longer in the trash: search again")
+        target = self.out / path.relative_to(self.out / _TRASH)
+        if target.exists():
+            raise BadRequest(f"{path.name!r} is in the output folder already, for it was drawn again: search for it there")
+        return _moved(path, target)
 
     def _files(self) -> list[Path]:
         return [
             path for path in self.out.rglob("*.png") if path.is_file() and not _NOT_PICTURES & set(path.relative_to(self.out).parts[:-1])
         ]
+
+
+def _moved(path: Path, target: Path) -> Path:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return path.replace(target)
 
 
 def _read(path: Path, time: float) -> Entry | None:
@@ -115,4 +135,5 @@ def _test(word: str) -> Callable[[Entry], bool]:
             return lambda entry: entry.fidelity is not None and (entry.fidelity >= limit if above else entry.fidelity <= limit)
     except (ValueError, OverflowError):
         pass
-    raise BadRequest(f"search {word[:60]!r}: write kind:canny, model:toyland, seed:7, fidelity>0.5, after:2026-11-01 or before:2026-11-30")
+    known = "kind:canny, model:toyland, seed:7, fidelity>0.5, after:2026-11-01, before:2026-11-30 or in:trash"
+    raise BadRequest(f"search {word[:60]!r}: write {known}")

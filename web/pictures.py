@@ -4,6 +4,7 @@ import json
 import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,7 @@ VARIED = 0.2  # how far a variation goes
 
 _OPTIONS = {"negative_prompt": "--negative", "guidance_scale": "--guidance"}
 MODELS_OWN = {"width", "height", "steps", "sampler", "schedule", "guidance_scale"}  # a model may have other defaults for what is left out
-_ELSEWHERE = ("width", "height", "controls", "hires", "inversion", "loras", "paste_back")
+_ELSEWHERE = ("width", "height", "controls", "hires", "skip_layers", "inversion", "loras", "paste_back")
 
 
 @dataclass(frozen=True)
@@ -94,8 +95,8 @@ def as_command(request: RenderRequest, opening: Opening | None = None) -> str:
     words += ["--no-paste-back"] if not request.paste_back else []
     for unit in request.controls:
         words += ["--control", _control(unit)]
-    if request.hires is not None:
-        words += ["--hires", ",".join(f"{name}={value}" for name, value in request.hires if value is not None)]
+    for option, part in (("--hires", request.hires), ("--skip-layers", request.skip_layers)):
+        words += [] if part is None else [option, ",".join(f"{name}={_written(value)}" for name, value in part if value is not None)]
     words += [] if request.inversion is None else ["--inversion", request.inversion.prompt]
     for lora in request.loras:
         words += ["--lora", lora_text(lora)]
@@ -128,10 +129,15 @@ def _control(unit: ControlUnit) -> str:
     for name, value in unit:
         if name in ("kind", "image", "ready", "params") or value == getattr(defaults, name):
             continue
-        items.append(f"{name}={' '.join(map(str, value)) if isinstance(value, tuple) else _quoted(str(value))}")
+        items.append(f"{name}={_written(value)}")
     settings = controls.get(unit.kind).params()
     items += [f"{name}={_quoted(str(value))}" for name, value in unit.params.items() if value not in (None, "", getattr(settings, name))]
     return ",".join(items)
+
+
+def _written(value: Any) -> str:
+    """A value as the command line takes it after its key: numbers with spaces between."""
+    return " ".join(map(str, value)) if isinstance(value, tuple) else _quoted(str(value))
 
 
 def _quoted(text: str) -> str:

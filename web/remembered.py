@@ -33,10 +33,12 @@ def read(stored: Any) -> dict[str, Any]:
     if not isinstance(stored, dict) or stored.get("version") != version() or not isinstance(stored.get("values"), dict):
         return {}
     values = {name: stored["values"][name] for name in kept(list(map(str, stored["values"]))) if name in stored["values"]}
-    fields = {f"{owner}.{own}" for owner, model in form.SWITCHED.items() for own in ("on", *model.model_fields)} | {
-        *RenderRequest.model_fields
-    }
-    found = {name: value for name, value in values.items() if name in fields - {"controls"} and _is_field(name, value)}
+    plain = {*RenderRequest.model_fields} - {"controls", *form.SWITCHED}
+    found = {name: value for name, value in values.items() if name in plain and _is_asked({name: value})}
+    for owner, model in form.SWITCHED.items():
+        part = {name: values[name] for own in model.model_fields if (name := f"{owner}.{own}") in values}
+        found |= {name: value for name, value in part.items() if _is_part(owner, part) or _is_part(owner, {name: value})}
+        found |= {name: values[name] for name in (f"{owner}.on",) if isinstance(values.get(name), bool)}
     for i in range(MAX_CONTROLS):
         prefix = f"control.{i}."
         unit = {name: value for name, value in values.items() if name.startswith(prefix)}
@@ -47,13 +49,13 @@ def read(stored: Any) -> dict[str, Any]:
     return found
 
 
-def _is_field(name: str, value: Any) -> bool:
-    owner, _, own = name.partition(".")
-    if own == "on":
-        return isinstance(value, bool)
+def _is_part(owner: str, values: dict[str, Any]) -> bool:
+    return _is_asked(values | {f"{owner}.on": True, "init_image": str(form.PAINTED) if owner == "inversion" else None})
+
+
+def _is_asked(values: dict[str, Any]) -> bool:
     try:
-        with_part = {f"{owner}.on": True, "init_image": str(form.PAINTED) if owner == "inversion" else None} if own else {}
-        form.sketch_request({name: value} | with_part, "")
+        form.sketch_request(values, "")
     except BadRequest:
         return False
     return True

@@ -47,6 +47,7 @@ class Flux(FlowFamily):
     name: ClassVar[str] = "flux"
     title: ClassVar[str] = "FLUX.1"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    skippable: ClassVar[tuple[str, ...]] = ("transformer_blocks", "single_transformer_blocks")
     half: ClassVar[torch.dtype] = torch.bfloat16
     residuals_shared: ClassVar[bool] = True
 

@@ -37,6 +37,7 @@ class QwenImage(FlowFamily):
     name: ClassVar[str] = "qwenimage"
     title: ClassVar[str] = "Qwen-Image"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    skippable: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     half: ClassVar[torch.dtype] = torch.bfloat16
     residuals_shared: ClassVar[bool] = True
 

@@ -36,6 +36,7 @@ class Sana(FlowFamily):
     name: ClassVar[str] = "sana"
     title: ClassVar[str] = "Sana"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    skippable: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     patch = 1
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.0\.attn1$"
     half: ClassVar[torch.dtype] = torch.bfloat16

@@ -38,6 +38,7 @@ class StableDiffusion3(FlowFamily):
     name: ClassVar[str] = "sd3"
     title: ClassVar[str] = "Stable Diffusion 3 or 3.5"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder", "text_encoder_2")
+    skippable: ClassVar[tuple[str, ...]] = ("transformer_blocks",)
     half: ClassVar[torch.dtype] = torch.bfloat16
     clip_layer: ClassVar[Layer | None] = "penultimate"
     perturbed_layers: ClassVar[str] = r"^transformer_blocks\.1\.attn$"

@@ -39,6 +39,7 @@ class ZImage(FlowFamily):
     name: ClassVar[str] = "zimage"
     title: ClassVar[str] = "Z-Image"
     weight_parts: ClassVar[tuple[str, ...]] = ("transformer", "vae", "text_encoder")
+    skippable: ClassVar[tuple[str, ...]] = ("layers",)
     half: ClassVar[torch.dtype] = torch.bfloat16
 
     def __init__(self, checkpoint: Checkpoint, place: Place, parts: Mapping[str, Any], scheduler: Mapping[str, Any]) -> None:

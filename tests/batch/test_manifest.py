@@ -9,6 +9,7 @@ import pytest
 from batch.manifest import Manifest, read_defaults, read_manifest
 from batch.rows import BadRow, request_of
 from core.errors import BadRequest
+from core.request import SkipLayers
 
 
 def written(folder: Path, text: str | bytes, name: str = "jobs.jsonl") -> Path:
@@ -47,7 +48,7 @@ def test_two_controls_of_a_kind_and_whole_units(tmp_path: Path) -> None:
     assert request.controls[2].mask == tmp_path / "m.png"
 
 
-def test_a_second_pass_and_an_inversion_are_written_as_on_the_command_line(tmp_path: Path) -> None:
+def test_parts_of_a_request_are_written_as_on_the_command_line(tmp_path: Path) -> None:
     """So that a cell of a CSV file can hold them."""
     request = request_of({"hires": "scale=1.5,steps=7"}, tmp_path)
     assert request.hires is not None
@@ -56,6 +57,11 @@ def test_a_second_pass_and_an_inversion_are_written_as_on_the_command_line(tmp_p
     inversion = request_of({"inversion": "a cat", "init_image": "a.png"}, tmp_path).inversion
     assert inversion is not None
     assert inversion.prompt == "a cat"
+    skips = [request_of({"skip_layers": value}, tmp_path).skip_layers for value in ("7 9", "blocks=9 7", {"blocks": [7, 9]})]
+    assert skips == [SkipLayers(blocks=(7, 9))] * 3
+    assert request_of({"skip_layers": "blocks=7 8,scale=3,end=0.5"}, tmp_path).skip_layers == SkipLayers(blocks=(7, 8), scale=3, end=0.5)
+    with pytest.raises(BadRow, match=r"skip_layers\.blocks"):
+        request_of({"skip_layers": "7,8"}, tmp_path)
     for wrong in ("scale=2,7", "scale=2,scale=3", "scale=2,step=3"):
         with pytest.raises(BadRow, match="hires"):
             request_of({"hires": wrong}, tmp_path)

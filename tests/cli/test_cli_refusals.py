@@ -45,6 +45,8 @@ BAD = [
     (["--init-image", "absent.png"], "absent.png"),
     (["--init-image", "photo.png", "--mask", "whole.png"], "give a mask of the picture's size"),
     (["--init-image", "photo.png", "--strength", "0.1"], "none is left"),
+    (["--skip-layers", "7,8"], "skip_layers.blocks.0 = '7,8'"),
+    (["--skip-layers", "7 8"], "has no skip-layer guidance, which is for transformers"),
     (["--hires", "big"], "hires.scale = 'big'"),
     (["--hires", "scale=2,uspcaler=latent"], "did you mean 'upscaler'?"),
     (["--lora", "absent=0.5"], "unknown LoRA 'absent'"),

@@ -67,6 +67,21 @@ def test_equal_requests_have_equal_text_and_hash_and_others_have_not() -> None:
     assert " " not in one.canonical_json().replace("a dög", "")
 
 
+def test_what_was_added_later_changes_no_key_where_it_is_not_asked_for() -> None:
+    """A batch that was begun with an older Limn goes on."""
+    assert RenderRequest().sha256() == "c04a55c4394fb17a37123a5fa8fa4fe87e6473ecc70ee59346cd3dbb512d405a"
+    assert build_request({"skip_layers": None}).canonical_json() == RenderRequest().canonical_json()
+    assert build_request({"skip_layers": {}}).sha256() != RenderRequest().sha256()
+
+
+@pytest.mark.parametrize("blocks", [[], [-1], [100], ["x"], "7, 8", [1.5]])
+def test_blocks_that_there_cannot_be_are_refused(blocks: Any) -> None:
+    with pytest.raises(BadRequest, match=r"skip_layers\.blocks"):
+        build_request({"skip_layers": {"blocks": blocks}})
+    with pytest.raises(BadRequest, match=r"start 0\.5 is after end 0\.2"):
+        build_request({"skip_layers": {"start": 0.5}})
+
+
 def test_canonical_json_is_the_request() -> None:
     request = build_request({"prompt": "a dog", "controls": [{**CONTROL, "params": {"low": 50}, "mask": "m.png"}]})
     assert RenderRequest.model_validate(json.loads(request.canonical_json())) == request

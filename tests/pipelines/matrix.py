@@ -12,7 +12,7 @@ import pytest
 
 from core.errors import Cancelled, LimnError, Mismatch
 from core.images import decode
-from core.request import Hires, Inversion
+from core.request import Hires, Inversion, SkipLayers
 from pipelines.family import Family, Hint
 from renderer import Step
 from tests.pipelines.bench import SIDE, STEPS, Bench, far, near, pixels
@@ -31,6 +31,7 @@ FAMILIES = {
 }
 # What a family refuses, in one sentence, instead of doing nothing.
 REFUSED = {("perturbed attention", name) for name in ("flux", "qwenimage", "zimage")}
+REFUSED |= {("skip-layer guidance", name) for name in ("sd", "sdxl")}
 
 
 def text_to_image(bench: Bench) -> None:
@@ -151,6 +152,17 @@ def perturbed_attention(bench: Bench) -> None:
         plain, perturbed = bench.draw(bench.request(), bench.request(pag_scale=3.0))
     assert far(plain, perturbed)
     assert calls["base"] == [2] * STEPS + [3] * STEPS
+
+
+def skip_layer_guidance(bench: Bench) -> None:
+    skip = SkipLayers(blocks=(1,), scale=3.0, start=0.0, end=1.0)
+    with bench.counted() as calls:
+        plain, silent, skipped = bench.draw(
+            bench.request(), *(bench.request(skip_layers=skip.model_copy(update={"scale": scale})) for scale in (0.0, 3.0))
+        )
+    assert np.array_equal(plain, silent)
+    assert far(plain, skipped)
+    assert calls["base"] == [2] * 2 * STEPS + [2] + [3] * (STEPS - 1)  # the first step lies on the window's bound
 
 
 def prompt_schedules(bench: Bench) -> None:
@@ -311,6 +323,7 @@ FEATURES: dict[str, Callable[[Bench], None]] = {
     "guidance interval": guidance_interval,
     "guidance rescale": guidance_rescale,
     "perturbed attention": perturbed_attention,
+    "skip-layer guidance": skip_layer_guidance,
     "prompts that change from step to step": prompt_schedules,
     "prompts joined by AND": composed_prompts,
     "another shift of the noise levels": shifted_steps,

@@ -41,6 +41,14 @@ def request(house: Path, model: str = "base", **values: Any) -> RenderRequest:
         ("base", {"clip_skip": 12}, BadRequest, "clip_skip = 12: this model's text encoder allows 1 to 1"),
         ("sd3", {"clip_skip": 2}, BadRequest, "clip_skip = 2: this model's text encoder allows 1 to 1"),
         ("flux", {"pag_scale": 2.0}, Mismatch, "FLUX.1 has no perturbed-attention guidance: set pag_scale to 0"),
+        ("base", {"skip_layers": {}}, Mismatch, "Stable Diffusion 1.x or 2.x has no skip-layer guidance, which is for transformers"),
+        ("flux", {"skip_layers": {"blocks": [5]}}, BadRequest, "skip_layers.blocks = 5: this model has blocks 0 to 4"),
+        (
+            "sd3",
+            {"skip_layers": {"blocks": [0, 1, 2, 3]}},
+            BadRequest,
+            "skip_layers.blocks: these are all 4 of this model: name some",
+        ),
         ("base", {"prompt": "a :-1 AND b :0.5"}, BadRequest, "the weights of the prompt's ANDs add up to 0 or less"),
         ("base", {"prompt": "{a|(b:2000)}", "count": 6, "seed": 0}, BadRequest, "a prompt's weight comes to 2000: at most 1000"),
         ("base", {"units": [{"layer_weights": [1.0, 1.0]}]}, Mismatch, "layer_weights has 2 numbers, this ControlNet has 5 levels"),
@@ -79,6 +87,10 @@ def test_what_does_nothing_is_said(house: Path) -> None:
     thin = [{"start": 0.34, "end": 0.67}]
     assert len(warnings(request(house, steps=9, units=thin, hires=second))) == 1
     assert warnings(request(house, steps=9, units=thin, hires=second | {"with_control": False})) == []
+    narrow = request(house, "flux", skip_layers={"blocks": [1]})
+    assert warnings(narrow) == ["skip-layer guidance from 0.01 to 0.2 acts in none of the 3 steps: widen its window"]
+    assert warnings(request(house, "flux", steps=6, skip_layers={"blocks": [1]})) == []
+    assert warnings(request(house, "flux", skip_layers={"blocks": [1], "scale": 0.0})) == []
     assert warnings(request(house, "flux", clip_skip=2)) == ["FLUX.1 reads no states of CLIP: clip_skip has no effect here"]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core.errors import BadRequest
-from core.request import Mode
+from core.request import Mode, SkipLayers
 from pipelines.families.sd3 import StableDiffusion3
 from pipelines.family import Hint
 from pipelines.steering import level_factors
@@ -103,6 +103,16 @@ def test_inpainting(base: str, strength: float, models: Path, families: dict[str
 def test_perturbed_attention(models: Path, families: dict[str, StableDiffusion3]) -> None:
     pipe = pipeline("StableDiffusion3PAGPipeline", models, "3", [])
     assert_same(drawn(families["3"], plan_of(families["3"], pag_scale=2.0)), theirs(pipe, pag_scale=2.0))
+
+
+@pytest.mark.parametrize(("base", "blocks"), [("3", [0]), ("3.5", [1])])
+def test_skip_layer_guidance(base: str, blocks: list[int], models: Path, families: dict[str, StableDiffusion3]) -> None:
+    pipe = pipeline("StableDiffusion3Pipeline", models, base, [])
+    window = {"skip_layer_guidance_start": 0.01, "skip_layer_guidance_stop": 0.8}
+    expected = theirs(pipe, skip_guidance_layers=blocks, skip_layer_guidance_scale=2.0, **window)
+    plan = plan_of(families[base], skip=SkipLayers(blocks=tuple(blocks), scale=2.0, start=0.01, end=0.8))
+    assert_same(drawn(families[base], plan), expected)
+    assert (expected - drawn(families[base], plan_of(families[base]))).abs().max() > 1e-2
 
 
 # What diffusers has no pipeline for.

@@ -15,7 +15,7 @@ from controls.prepare import load_map
 from core.errors import BadImage, BadRequest
 from core.images import decode, encode_png
 from core.provenance import ControlRecord, Record, WeightFile
-from core.request import MAX_CONTROLS, ControlUnit, Inversion, RenderRequest
+from core.request import MAX_CONTROLS, ControlUnit, Inversion, RenderRequest, SkipLayers
 from tests import tinymodels
 from web import form
 from web.settings import slots
@@ -198,6 +198,12 @@ def test_units_that_were_removed_and_second_passes_that_are_off_do_not_count(pic
     hires = read(values() | more | {"hires.on": True}, tmp_path).hires
     assert hires is not None
     assert (hires.scale, hires.upscaler) == (1.5, "lanczos")
+    skip = {"skip_layers.blocks": "2 1", "skip_layers.scale": 2, "skip_layers.start": 0.3, "skip_layers.end": 0.9}
+    assert read(values() | skip | {"skip_layers.on": False}, tmp_path).skip_layers is None
+    request = read(values() | skip | {"skip_layers.on": True}, tmp_path)
+    assert request.skip_layers == SkipLayers(blocks=(1, 2), scale=2.0, start=0.3, end=0.9)
+    assert form.shown(request, tmp_path)[0]["skip_layers.blocks"] == "1 2"
+    assert read(values() | form.shown(request, tmp_path)[0], tmp_path) == request
 
 
 def test_loras_another_autoencoder_and_inversion_are_typed(pictures: Path, tmp_path: Path) -> None:

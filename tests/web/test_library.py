@@ -68,7 +68,7 @@ def test_searches(library: Library, text: str, found: list[int]) -> None:
     assert seeds(library.search(text)) == found
 
 
-@pytest.mark.parametrize("text", ["seed:x", "fidelity:1", "fidelity>much", "after:soon", "kind>3"])
+@pytest.mark.parametrize("text", ["seed:x", "fidelity:1", "fidelity>much", "after:soon", "kind>3", "in:folder"])
 def test_conditions_that_cannot_be_read_are_refused(library: Library, text: str) -> None:
     with pytest.raises(BadRequest, match="write kind:canny"):
         library.search(text)
@@ -88,8 +88,25 @@ def test_what_is_discarded_lies_in_the_trash(library: Library, tmp_path: Path) -
     target = library.discard(path)
     assert target.read_bytes() == data
     assert target.is_relative_to(tmp_path / ".trash")
-    assert seeds(library.entries()) == [2, 1]
-    with pytest.raises(BadRequest, match="no longer in the output folder"):
-        library.discard(path)
-    with pytest.raises(BadRequest, match="no longer in the output folder"):
-        library.discard(tmp_path / "broken.png" / ".." / ".." / "elsewhere.png")
+    assert seeds(library.search("")) == [2, 1]
+    for gone in (path, target, tmp_path / "broken.png" / ".." / ".." / "elsewhere.png"):
+        with pytest.raises(BadRequest, match="no longer in the output folder"):
+            library.discard(gone)
+
+
+def test_what_lies_in_the_trash_is_found_there_and_comes_back(library: Library) -> None:
+    path = library.search("red")[0].path
+    data, target = path.read_bytes(), library.discard(path)
+    assert library.search("red") == []
+    assert [entry.path for entry in library.search("in:trash red")] == [entry.path for entry in library.search("in:trash")] == [target]
+    assert library.search("in:trash blue") == []
+    path.write_bytes(data)  # drawn again
+    with pytest.raises(BadRequest, match="in the output folder already"):
+        library.recover(target)
+    path.unlink()
+    assert library.recover(target) == path
+    assert path.read_bytes() == data
+    assert seeds(library.search("")) == [3, 2, 1]
+    for gone in (target, path):
+        with pytest.raises(BadRequest, match="no longer in the trash"):
+            library.recover(gone)

@@ -13,7 +13,7 @@ import cli
 from core.errors import BadImage, BadRequest
 from core.images import encode_png
 from core.provenance import ControlRecord, Record, WeightFile, write_picture
-from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest
+from core.request import ControlUnit, Hires, Inversion, LoraUnit, RenderRequest, SkipLayers
 from pipelines.families.flux import Flux
 from pipelines.opening import Opening
 from pipelines.planning import with_defaults
@@ -175,7 +175,8 @@ def test_the_command_asks_for_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     ready = ControlUnit(kind="depth", image=Path("d.png"), ready=True)
     request = RenderRequest(
         prompt="a 'red' cube, on $HOME", negative_prompt="-x", width=96, steps=3, seed=5, guidance_scale=2.5, sampler="ddim", eta=0.5,
-        hires=Hires(scale=1.5), loras=(LoraUnit(name="bold", weight=0.5),), controls=(control, ready),
+        hires=Hires(scale=1.5), skip_layers=SkipLayers(blocks=(1, 2), scale=3.0), loras=(LoraUnit(name="bold", weight=0.5),),
+        controls=(control, ready),
     )  # fmt: skip
     got, _ = read_back(pictures.as_command(request), monkeypatch)
     assert got.model_copy(update={"controls": ()}) == request.model_copy(update={"controls": ()})

@@ -12,7 +12,12 @@ from web import remembered
 def opened(**changed: Any) -> dict[str, Any]:
     """The page's values as a browser would have stored them."""
     everything = values(**changed) | {f"hires.{name}": field.default for name, field in Hires.model_fields.items()} | {"hires.on": False}
-    return {name: everything[name] for name in remembered.kept(list(everything)) if name not in ("hires", "loras", "inversion")}
+    return {
+        name: everything[name] for name in remembered.kept(list(everything)) if name not in ("hires", "loras", "inversion", "skip_layers")
+    }
+
+
+SKIPPED = {"skip_layers.on": True, "skip_layers.blocks": "1 2", "skip_layers.scale": 2.0, "skip_layers.start": 0.5, "skip_layers.end": 0.9}
 
 
 def stored(found: dict[str, Any]) -> dict[str, Any]:
@@ -20,7 +25,7 @@ def stored(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_settings_come_back_and_pictures_stay_away() -> None:
-    page = opened(prompt="a cone", steps=7, control__weight=0.4, canny__low=33) | {"hires.on": True, "hires.scale": 1.5}
+    page = opened(prompt="a cone", steps=7, control__weight=0.4, canny__low=33) | {"hires.on": True, "hires.scale": 1.5} | SKIPPED
     back = remembered.read(stored(page))
     wanted = {name: value for name, value in page.items() if not name.startswith("control.") or name.startswith("control.0.")}
     wanted |= {f"control.{i}.on": False for i in range(1, MAX_CONTROLS)}
@@ -56,6 +61,7 @@ def test_what_is_no_settings_is_ignored(found: Any) -> None:
         ("hires.on", "x"),
         ("hires.nothing", 1),
         ("inversion.iterations", 0),
+        ("skip_layers.blocks", "seven"),
         ("loras", "bold=much"),
         ("loras", ["bold"]),
         ("controls", []),

@@ -23,7 +23,7 @@ def tab(page: Page, name: str) -> None:
     page.get_by_role("tab", name=name, exact=True).click()
 
 
-def test_gallery_finds_restores_and_discards(page: Page, picture_file: Path, tmp_path: Path) -> None:
+def test_gallery_finds_restores_discards_and_brings_back(page: Page, picture_file: Path, tmp_path: Path) -> None:
     upload(page, picture_file)
     expect(page.locator("#map-0 img")).to_be_visible()
     render(page, prompt="a lonely white cone", steps=2, seed=41)
@@ -50,6 +50,20 @@ def test_gallery_finds_restores_and_discards(page: Page, picture_file: Path, tmp
     page.locator("#pictures button img").first.click()
     page.locator("#discard").click()
     expect(page.locator("#gallery-said")).to_have_text("No picture is found.")
+
+    search = page.locator("#search textarea, #search input").first
+    search.fill("in:trash lonely seed:41")
+    search.press("Enter")
+    expect(page.locator("#gallery-said")).to_have_text("1 picture.")
+    page.locator("#pictures button img").first.click()
+    expect(page.locator("#discard")).to_have_text("Out of the trash")
+    page.locator("#discard").click()
+    expect(page.locator("#gallery-said")).to_have_text("No picture is found.")
+    search.fill("lonely seed:41")
+    search.press("Enter")
+    expect(page.locator("#gallery-said")).to_have_text("1 picture.")
+    page.locator("#pictures button img").first.click()
+    expect(page.locator("#discard")).to_have_text("To the trash")
 
 
 def test_a_picture_of_another_program_is_restored(page: Page, tmp_path: Path) -> None:
