@@ -11,6 +11,8 @@ from typing import Any
 
 from core.errors import BadRequest
 from core.infotext import SAMPLER_NAMES
+from core.request import RenderRequest
+from web.settings import bound
 
 _A1111 = {
     "Steps": ("steps", int),
@@ -139,10 +141,24 @@ def _comfyui(text: str) -> tuple[dict[str, Any], list[str]]:
     rest = [f"the {what} {one[name]!r}" for name, what in names for one in inputs if name in one]
     skip = next((one["stop_at_clip_layer"] for one in inputs if isinstance(one.get("stop_at_clip_layer"), int)), None)
     values["clip_skip"] = None if skip is None else -skip
+    values["pag_scale"], weaker = _comfyui_guidance(nodes)
+    rest += weaker
     rest += ["the picture it began from"] if isinstance(value("denoise"), int | float) and value("denoise") < 1 else []
     rest += ["its other samplers"] if sum(str(node.get("class_type", "")).startswith("KSampler") for node in nodes.values()) > 1 else []
     controls = sum("ControlNetApply" in str(node.get("class_type")) for node in nodes.values())
     return values, rest + ([f"{controls} control{'s' if controls > 1 else ''} (their pictures are not in the file)"] if controls else [])
+
+
+def _comfyui_guidance(nodes: Mapping[str, Any]) -> tuple[float | None, list[str]]:
+    """The scale of perturbed-attention guidance, which is Limn's; and what it counts otherwise."""
+    given = [(str(node.get("class_type", "")), node["inputs"]) for node in nodes.values() if isinstance(node.get("inputs"), dict)]
+    scale = next((inputs.get("scale") for name, inputs in given if name == "PerturbedAttentionGuidance"), None)
+    layers = [inputs.get("layers", inputs.get("double_layers")) for name, inputs in given if name.startswith("SkipLayerGuidance")]
+    lost = [f"the skip-layer guidance of {one}, whose window it counts otherwise" for one in layers]
+    most = bound(RenderRequest.model_fields["pag_scale"].metadata, "le")
+    if not isinstance(scale, int | float) or scale <= most:
+        return scale if isinstance(scale, int | float) else None, lost
+    return None, [f"the perturbed attention of {scale:g}, over Limn's {most:g}", *lost]
 
 
 def _invokeai(text: str) -> tuple[dict[str, Any], list[str]]:

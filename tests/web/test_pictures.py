@@ -103,8 +103,16 @@ def test_what_is_not_restored_is_named(tmp_path: Path) -> None:
     graph |= {"11": {"class_type": "LoraLoader", "inputs": {"lora_name": "bold.safetensors"}}}
     graph |= {"12": {"class_type": "CLIPSetLastLayer", "inputs": {"stop_at_clip_layer": -2}}}
     comfy = pictures.read_settings(written(tmp_path, {"prompt": json.dumps(graph)}))
-    assert comfy.request.clip_skip == 2
+    assert (comfy.request.clip_skip, comfy.request.pag_scale) == (2, 0.0)
     assert comfy.lost[1:3] == ["the LoRA 'bold.safetensors'", "the picture it began from"]
+    graph["13"] = {"class_type": "PerturbedAttentionGuidance", "inputs": {"model": ["4", 0], "scale": 3.0}}
+    graph["14"] = {"class_type": "SkipLayerGuidanceSD3", "inputs": {"model": ["13", 0], "layers": "7, 8, 9", "scale": 3.0}}
+    weaker = pictures.read_settings(written(tmp_path, {"prompt": json.dumps(graph)}))
+    assert weaker.request.pag_scale == 3.0
+    assert "the skip-layer guidance of 7, 8, 9, whose window it counts otherwise" in weaker.lost
+    graph["13"]["inputs"]["scale"] = 30
+    strong = pictures.read_settings(written(tmp_path, {"prompt": json.dumps(graph)}))
+    assert (strong.request.pag_scale, "the perturbed attention of 30, over Limn's 20" in strong.lost) == (0.0, True)
     invoke = INVOKE | {"loras": [{}], "clip_skip": 1, "strength": 0.5, "vae": None}
     made = pictures.read_settings(written(tmp_path, {"invokeai_metadata": json.dumps(invoke)}))
     assert (made.request.clip_skip, made.lost[1:3]) == (2, ["the picture it began from", "loras"])
