@@ -81,7 +81,8 @@ def footprint(
         sides.append((round(request.width * request.hires.scale), round(request.height * request.hires.scale)))
     pixels = max(width * height for width, height in sides)
     classifier_free = family.guidance == "classifier_free" and request.guidance_scale != 1.0
-    rows = together * (2 if classifier_free or request.true_cfg_scale != 1.0 else 1)
+    halves = 2 if classifier_free or request.true_cfg_scale != 1.0 else 1
+    rows = together * (halves + (request.pag_scale != 0.0) + (request.skip_layers is not None))
     denoiser: Any = networks.get("unet") or networks["transformer"]
     positions = pixels // (family.cell_px * _patch(denoiser)) ** 2
     tiled = request.tile_vae == "on" or (request.tile_vae == "auto" and pixels >= TILED_FROM_PX)

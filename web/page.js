@@ -2,7 +2,7 @@
 // an event, Gradio would look for each of them in the whole page, several times, and show the event's progress on all of them.
 window.limn = (() => {
   const QUIET_MS = 120, LATE_MS = 300; // so long nothing has changed; so late a change may arrive
-  const LOOK_MS = 10000; // so long the server may look at an uploaded picture before it is taken as it is
+  const LOOK_MS = 60000; // so long the server may look at an uploaded picture before it is taken as it is
   const HEAD = 64; // of a painting so much says what it is
   const tabs = {}, presses = {}, looks = {};
   let kinds = {}, slots = []; // of control: what the prepared inputs show for each, and which there are

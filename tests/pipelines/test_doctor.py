@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 import cli
 from core.errors import Mismatch, OutOfMemory, UserError
-from core.request import ControlUnit, RenderRequest, build_request
+from core.request import ControlUnit, RenderRequest, SkipLayers, build_request
 from pipelines import doctor, footprint
 from pipelines.checkpoint import open_checkpoint
 from pipelines.engine import Engine, choose_place
@@ -204,6 +204,8 @@ def test_footprints_add_up(house: Path) -> None:
     one = footprint.footprint(family, request, [])
     assert one.weights == pytest.approx(files, rel=0.1)  # headers besides
     assert footprint.footprint(family, request.model_copy(update={"guidance_scale": 1.0}), []).forward * 2 == one.forward
+    weaker = request.model_copy(update={"pag_scale": 1.0, "skip_layers": SkipLayers()})
+    assert footprint.footprint(family, weaker, []).forward == 2 * one.forward
     assert footprint.footprint(family, request, [], together=4).decode == 4 * one.decode
     assert footprint.footprint(family, request, [], loaded=True).weights == 0
 

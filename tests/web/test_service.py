@@ -52,13 +52,13 @@ def at_step(service: Service, number: int, act: Any) -> list[int]:
     return calls
 
 
-def heard(job: Job, drawing: threading.Event) -> list[News]:
-    """All that a listener hears; `drawing` is set at the first word of a step, for which a step may wait."""
+def heard(job: Job, at: threading.Event, *, preview: bool = False) -> list[News]:
+    """All that a listener hears; `at` is set at the first word of a step, or with a preview, and a step may wait for it."""
     news = []
     for one in job.follow():
         news.append(one)
-        if isinstance(one, Drawing):
-            drawing.set()
+        if isinstance(one, Drawing) and (one.preview is not None or not preview):
+            at.set()
     return news
 
 
@@ -82,7 +82,7 @@ def test_previews_are_pictures_of_the_whole_size(service: Service) -> None:
     listened = threading.Event()
     at_step(service, 3, lambda: time.sleep(module.FIRST_PREVIEW_S))  # by the end of this step a preview is due
     at_step(service, 5, lambda: listened.wait(100))
-    news = heard(service.submit(request(steps=8), "me"), listened)
+    news = heard(service.submit(request(steps=8), "me"), listened, preview=True)
     found = [one.preview for one in news if isinstance(one, Drawing) and one.preview is not None]
     assert found
     assert {(preview.shape, preview.dtype) for preview in found} == {((64, 64, 3), np.dtype(np.uint8))}
