@@ -135,19 +135,23 @@ def _more() -> dict[str, Any]:
             inputs["hires.upscaler"] = component(Hires, "upscaler", info=None, min_width=140)
             inputs["hires.steps"] = component(Hires, "steps", min_width=140)
         inputs["hires.with_control"] = component(Hires, "with_control")
-    with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
-        with gr.Row():
-            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("variation_strength", "variation_seed")}
-            inputs |= {name: component(RenderRequest, name, min_width=150) for name in ("shift", "eta", "tile_vae")}
-        with gr.Row():
-            inputs |= {name: component(RenderRequest, name, min_width=150) for name in GUIDANCE}
-        inputs["skip_layers.on"] = gr.Checkbox(
-            False, label="Skip-layer guidance", info="Away from what the model draws without some of its blocks."
-        )
+    with gr.Accordion("Skip-layer guidance", open=False, elem_id="skip-layers"), gr.Group():
+        inputs["skip_layers.on"] = gr.Checkbox(False, label="Away from what the model draws without some of its blocks", elem_id="skip-on")
         with gr.Row():
             default = " ".join(map(str, SkipLayers().blocks))
             inputs["skip_layers.blocks"] = gr.Textbox(default, label="Blocks", info=SKIPPED, min_width=200, elem_id="skipped-blocks")
-            inputs |= {f"skip_layers.{name}": component(SkipLayers, name, min_width=150) for name in ("scale", "start", "end")}
+            inputs["skip_layers.scale"] = component(SkipLayers, "scale", info=None, min_width=200)
+        with gr.Row():
+            ends = {"start": "From this fraction of the steps", "end": "To this fraction"}
+            inputs |= {
+                f"skip_layers.{name}": component(SkipLayers, name, label=label, info=None, min_width=200) for name, label in ends.items()
+            }
+    with gr.Accordion("More", open=False, elem_id="more"), gr.Group():
+        with gr.Row():
+            inputs |= {name: component(RenderRequest, name, min_width=240) for name in ("variation_strength", "variation_seed")}
+            inputs |= {name: component(RenderRequest, name, min_width=240) for name in ("shift", "eta", "tile_vae")}
+        with gr.Row():
+            inputs |= {name: component(RenderRequest, name, min_width=240) for name in GUIDANCE}
         with gr.Row():
             inputs["loras"] = gr.Textbox("", label="LoRAs", info=LORAS, min_width=200, elem_id="loras")
             inputs["vae"] = component(RenderRequest, "vae", label="VAE", min_width=200, elem_id="vae")

@@ -15,6 +15,7 @@ from web.settings import Sort, bound, pool, slots, sort_of, without_none
 for _component in (gr.Slider, gr.Dropdown):
     _component.preprocess = lambda self, payload: payload
 
+_ACRONYMS = {"cfg", "cpu", "ema", "pag", "snr", "vae"}
 _MAKERS: dict[Sort, Any] = {"slider": gr.Slider, "number": gr.Number, "checkbox": gr.Checkbox, "choice": gr.Dropdown, "text": gr.Textbox}
 
 
@@ -39,7 +40,7 @@ def properties(model: type[BaseModel], name: str) -> dict[str, Any]:
     field, sort = model.model_fields[name], sort_of(model, name)
     default = field.get_default(call_default_factory=True)
     made: dict[str, Any] = {
-        "label": name.replace("_", " ").capitalize(),
+        "label": _label(name),
         "info": _sentence(field.description),
         "value": None if default is PydanticUndefined else default,
     }
@@ -84,6 +85,12 @@ def _round_step(span: float) -> float:
     power = math.floor(math.log10(span / 100) + 1e-9)
     factor = max(factor for factor in (1, 2, 5) if factor * 10.0**power <= span / 100 * (1 + 1e-9))
     return float(f"{factor}e{power}")
+
+
+def _label(name: str) -> str:
+    """`pag_scale` as "PAG scale"."""
+    first, *rest = (word.upper() if word in _ACRONYMS else word for word in name.split("_"))
+    return " ".join([first[:1].upper() + first[1:], *rest])
 
 
 def _sentence(description: str | None) -> str | None:

@@ -7,7 +7,8 @@ import pytest
 from pydantic import Field
 
 import controls
-from core.request import Frozen
+from core.request import Frozen, RenderRequest
+from training.config import TrainConfig
 from web import settings
 
 
@@ -102,3 +103,10 @@ def test_every_kind_of_control_can_be_shown(kind: str) -> None:
     assert list(made) == [f"{kind}.{name}" for name in params.model_fields]
     shown = {name.partition(".")[2]: component.value for name, component in made.items()}
     assert params.model_validate(settings.typed(params, shown)) == params.model_validate({})
+
+
+def test_abbreviations_are_spelled_as_such() -> None:
+    from web.fields import properties
+
+    fields = ((RenderRequest, "pag_scale"), (RenderRequest, "tile_vae"), (TrainConfig, "ema_on_cpu"), (TrainConfig, "clip"))
+    assert [properties(model, name)["label"] for model, name in fields] == ["PAG scale", "Tile VAE", "EMA on CPU", "Clip"]
